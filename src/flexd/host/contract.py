@@ -1,0 +1,435 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What flexd asks of the kernel and of programs, as one protocol with a real and a fake implementation.
+
+Everything here may be awaited on the event loop: whatever blocks runs in a thread or a process. Failures are
+`HostError` (a system call) or `CommandFailed` (a program), both naming what was tried on what. Removing what is not
+there is not an error; creating what is there is, unless the method says otherwise. Both implementations pass
+`tests/contract/host`.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from msgspec import Struct, field
+
+from flexd.api.errors import FlexdError
+from flexd.api.idmap import IdMap
+
+
+class HostError(FlexdError):
+    """A system call failed: `mount /a on /b: Invalid argument (mount(2) EINVAL)`; `errno` keeps the number."""
+
+    def __init__(self, message: str, errno: int = 0) -> None:
+        super().__init__(message)
+        self.errno = errno
+
+
+class CommandFailed(FlexdError):
+    """A program ended with an error; the message holds its name, exit status and the end of what it wrote to stderr."""
+
+    def __init__(self, argv: Sequence[str], returncode: int, stderr_tail: str) -> None:
+        self.argv = list(argv)
+        self.returncode = returncode
+        self.stderr_tail = stderr_tail
+        super().__init__(f"{argv[0]} exited with status {returncode}: {stderr_tail.strip() or 'no message'}")
+
+
+# --- processes ---------------------------------------------------------------------------------------------------
+
+
+class Completed(Struct, frozen=True):
+    returncode: int
+    stdout: bytes
+    stderr: bytes
+
+
+class ProcessRef(Struct, frozen=True):
+    """A process that can be told from a later one with the same pid: `start_time` is field 22 of `/proc/PID/stat`."""
+
+    pid: int
+    start_time: int
+
+
+class Spawned(Protocol):
+    """A running child; the fields of `asyncio.subprocess.Process` that flexd uses."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def returncode(self) -> int | None: ...
+    async def wait(self) -> int: ...
+    def send_signal(self, signal: int) -> None: ...
+    def kill(self) -> None: ...
+
+
+class Processes(Protocol):
+    async def run(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: bytes | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        timeout_s: float | None = None,
+        check: bool = True,
+        pass_fds: Sequence[int] = (),
+    ) -> Completed:
+        """Run a program to its end. `check`: a status other than 0 raises `CommandFailed`. On timeout or
+        cancellation its process group is killed. `env` adds to a minimal environment (PATH, LC_ALL=C.UTF-8)."""
+        ...
+
+    async def spawn(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: int | None = None,
+        stdout: int | None = None,
+        stderr: int | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        pass_fds: Sequence[int] = (),
+    ) -> Spawned:
+        """Start a program with the given file descriptors (None: /dev/null), in a session of its own."""
+        ...
+
+    async def identify(self, pid: int) -> ProcessRef | None:
+        """The process now at this pid; None if there is none (or a zombie)."""
+        ...
+
+    async def is_alive(self, process: ProcessRef) -> bool: ...
+
+    async def wait_exit(self, process: ProcessRef) -> None:
+        """Return when the process is gone (pidfd_open(2), readable at exit), at once if it is; need not be a child."""
+        ...
+
+    async def signal(self, process: ProcessRef, number: int) -> bool:
+        """Send a signal through a pidfd, so never to a stranger; False if the process is gone."""
+        ...
+
+    async def children(self, pid: int) -> list[int]:
+        """Pids of the direct children (`/proc/PID/task/*/children`)."""
+        ...
+
+
+# --- mounts ------------------------------------------------------------------------------------------------------
+
+
+class MountInfo(Struct, frozen=True):
+    """A line of `/proc/self/mountinfo` (proc_pid_mountinfo(5))."""
+
+    target: Path
+    source: str
+    fstype: str
+    options: str
+    root: str = "/"
+
+
+class Mounts(Protocol):
+    async def mount(self, source: str, target: Path, fstype: str, options: str = "") -> None:
+        """Mount a file system; `options` as mount(8) writes them (`ro,nosuid,size=1m`)."""
+        ...
+
+    async def bind(self, source: Path, target: Path, *, recursive: bool = False, readonly: bool = False) -> None: ...
+
+    async def idmapped_bind(
+        self, source: Path, target: Path, idmap: IdMap, *, recursive: bool = False, readonly: bool = False
+    ) -> None:
+        """Bind with ids shifted: what is id N on disk is seen as the map's host id of N
+        (open_tree(2), mount_setattr(2) MOUNT_ATTR_IDMAP, move_mount(2))."""
+        ...
+
+    async def overlay(
+        self, target: Path, *, lower: Path, upper: Path, work: Path, lower_idmap: IdMap | None = None
+    ) -> None:
+        """Overlay `upper` on `lower`; with `lower_idmap` the lower layer is an idmapped mount that only the overlay
+        holds. `upper` keeps ids as they are on disk. No other mount stays behind."""
+        ...
+
+    async def unmount(self, target: Path, *, detach: bool = False) -> None:
+        """Unmount the topmost mount at target; with `detach` lazily (MNT_DETACH). Nothing mounted: no error."""
+        ...
+
+    async def mounted(self, target: Path) -> bool: ...
+
+    async def below(self, path: Path) -> list[MountInfo]:
+        """Mounts at or below a path, in the order they were made."""
+        ...
+
+
+# --- files -------------------------------------------------------------------------------------------------------
+
+
+class FileUsage(Struct, frozen=True):
+    total_bytes: int
+    used_bytes: int
+    inodes_total: int
+    inodes_used: int
+
+
+class Files(Protocol):
+    async def remove_tree(self, path: Path) -> None:
+        """Remove a tree without following links or crossing into other mounts; absent: no error."""
+        ...
+
+    async def copy_tree(self, source: Path, target: Path) -> None:
+        """Copy with owners, modes, times, links, xattrs, ACLs, holes and device nodes; reflinks where there are any."""
+        ...
+
+    async def shift_tree(self, path: Path, *, old: IdMap, new: IdMap) -> None:
+        """Change owners (ACLs and file capabilities included) from host ids under `old` to those under `new`."""
+        ...
+
+    async def disk_usage(self, path: Path) -> int:
+        """Bytes used by a tree (du without crossing file systems)."""
+        ...
+
+    async def filesystem(self, path: Path) -> FileUsage: ...
+
+    async def filesystem_type(self, path: Path) -> str:
+        """`ext4`, `btrfs`, `xfs`, `tmpfs`…"""
+        ...
+
+
+class Quotas(Protocol):
+    """Project quotas (quotactl(2), FS_IOC_FSSETXATTR) where the file system of a path has them on."""
+
+    async def available(self, path: Path) -> str | None:
+        """None if they can be enforced, else the reason why not."""
+        ...
+
+    async def assign(self, path: Path, project: int) -> None:
+        """Put a tree under a project id (inherited by what is made below it)."""
+        ...
+
+    async def set_limit(self, path: Path, project: int, limit_bytes: int) -> None:
+        """0 lifts the limit."""
+        ...
+
+    async def usage(self, path: Path, project: int) -> int: ...
+
+
+# --- cgroups -----------------------------------------------------------------------------------------------------
+
+
+class CgroupStats(Struct):
+    """Figures of one cgroup; None where the controller is not there. CPU in nanoseconds, memory in bytes."""
+
+    cpu_usage_ns: int | None = None
+    memory_usage_bytes: int | None = None
+    memory_peak_bytes: int | None = None
+    memory_limit_bytes: int | None = None
+    swap_usage_bytes: int | None = None
+    swap_peak_bytes: int | None = None
+    processes: int | None = None
+
+
+class CgroupLayout(Struct, frozen=True):
+    """`mode` is "v1", "v2" or "hybrid"; `controllers` maps a controller to its mount point (all the same on v2)."""
+
+    mode: str
+    controllers: dict[str, Path]
+    unified: Path | None
+
+
+class Cgroups(Protocol):
+    """Cgroups by their path relative to each hierarchy's root (`lxc.payload.c1`), on v1, v2 and hybrid alike."""
+
+    async def layout(self) -> CgroupLayout: ...
+
+    async def stats(self, groups: Sequence[str]) -> list[CgroupStats]:
+        """Figures of many cgroups in one go (one thread hop), in order; a cgroup that is gone gives an empty row."""
+        ...
+
+    async def read(self, group: str, controller: str, file: str) -> str: ...
+
+    async def write(self, group: str, controller: str, file: str, value: str) -> None: ...
+
+    async def processes(self, group: str) -> list[int]: ...
+
+    async def remove(self, group: str) -> None:
+        """Remove an empty cgroup and its empty children from every hierarchy."""
+        ...
+
+
+# --- links -------------------------------------------------------------------------------------------------------
+
+
+class LinkCounters(Struct, frozen=True):
+    bytes_received: int = 0
+    bytes_sent: int = 0
+    packets_received: int = 0
+    packets_sent: int = 0
+    errors_received: int = 0
+    errors_sent: int = 0
+    packets_dropped_inbound: int = 0
+    packets_dropped_outbound: int = 0
+
+
+class LinkAddress(Struct, frozen=True):
+    """family "inet" or "inet6"; scope "global", "link", "local" or "host"."""
+
+    family: str
+    address: str
+    prefix: int
+    scope: str
+
+
+class Link(Struct, frozen=True):
+    """`kind` is the rtnl kind (`veth`, `bridge`, …), "" for a plain device; `peer_index` the veth peer's ifindex."""
+
+    name: str
+    index: int
+    kind: str = ""
+    hwaddr: str = ""
+    mtu: int = 0
+    up: bool = False
+    running: bool = False
+    loopback: bool = False
+    master_index: int = 0
+    peer_index: int = 0
+    addresses: tuple[LinkAddress, ...] = ()
+    counters: LinkCounters = LinkCounters()
+
+
+class Route(Struct, frozen=True):
+    """`destination` in CIDR (`0.0.0.0/0` for a default route)."""
+
+    destination: str
+    link: str
+    gateway: str = ""
+
+
+class Links(Protocol):
+    """rtnetlink(7) in the daemon's own network namespace, and readings from others."""
+
+    async def all(self) -> list[Link]: ...
+    async def get(self, name: str) -> Link | None: ...
+    async def routes(self) -> list[Route]:
+        """Main-table routes of both families."""
+        ...
+
+    async def create_bridge(self, name: str, *, hwaddr: str = "", mtu: int = 0) -> None: ...
+
+    async def create_veth(
+        self, name: str, peer: str, *, hwaddr: str = "", mtu: int = 0, index: int = 0, peer_hwaddr: str = ""
+    ) -> None:
+        """A pair, both down. `hwaddr`/`index` are `name`'s, which goes into the container; `peer` stays on the host."""
+        ...
+
+    async def delete(self, name: str) -> None: ...
+    async def rename(self, name: str, new_name: str) -> None: ...
+    async def set_up(self, name: str, up: bool = True) -> None: ...
+    async def set_mtu(self, name: str, mtu: int) -> None: ...
+    async def set_hwaddr(self, name: str, hwaddr: str) -> None: ...
+    async def set_master(self, name: str, bridge: str | None) -> None: ...
+    async def set_addresses(self, name: str, addresses: Sequence[str]) -> None:
+        """Make the interface's global addresses exactly these (`10.0.0.1/24`, `fd42::1/64`)."""
+        ...
+
+    async def set_sysctl(self, name: str, family: str, key: str, value: str) -> None:
+        """`net.<family>.conf.<name>.<key>`, family "ipv4" or "ipv6"; name may be "all" or "default"."""
+        ...
+
+    async def neighbours(self, name: str) -> list[tuple[str, str]]:
+        """(address, hwaddr) of the neighbour table of a link."""
+        ...
+
+    async def inside(self, pids: Sequence[int]) -> list[list[Link]]:
+        """Links of the network namespaces of these processes, in order, loopback included; gone: an empty list.
+        One call for many, without entering a namespace in the daemon."""
+        ...
+
+
+class Firewall(Protocol):
+    """nftables: tables of our own, replaced whole in one transaction; nothing else is ever touched."""
+
+    async def available(self) -> str | None:
+        """None if nft works here, else why not."""
+        ...
+
+    async def replace_table(self, family: str, name: str, body: str) -> None:
+        """Make the table exactly `body` (chains and rules in nft(8) syntax, what stands between the braces)."""
+        ...
+
+    async def delete_table(self, family: str, name: str) -> None: ...
+
+    async def tables(self) -> list[tuple[str, str]]:
+        """(family, name) of all tables."""
+        ...
+
+
+# --- the machine -------------------------------------------------------------------------------------------------
+
+
+class Features(Struct):
+    """What this host can do, probed once at start; shown in `GET /1.0`. Reasons are for people."""
+
+    kernel: str = ""
+    kernel_version: str = ""
+    kernel_architecture: str = ""
+    os_name: str = ""
+    os_version: str = ""
+    architectures: list[str] = field(default_factory=list)
+    cgroup: CgroupLayout | None = None
+    idmapped_mounts: bool = False
+    overlay_idmapped_lower: bool = False
+    pidfd: bool = False
+    seccomp_listener: bool = False
+    apparmor: bool = False
+    unprivileged_user_namespaces: bool = False
+    network_namespace_id: bool = False
+    programs: dict[str, str] = field(default_factory=dict)  # name -> version ("" where it does not tell)
+    missing: dict[str, str] = field(default_factory=dict)  # what is missing -> what then does not work
+
+
+class SubordinateRange(Struct, frozen=True):
+    """Ids that root may map, from `/etc/subuid` and `/etc/subgid` (subuid(5)), else 1000000:1000000000."""
+
+    base: int
+    count: int
+
+
+class Machine(Protocol):
+    async def features(self) -> Features: ...
+    async def subordinate_ids(self) -> SubordinateRange: ...
+    async def boot_id(self) -> str:
+        """`/proc/sys/kernel/random/boot_id`: differs after a reboot of the host."""
+        ...
+
+    async def raise_limits(self) -> dict[str, str]:
+        """Raise the sysctls that many containers need (fs.inotify.*, kernel.keys.*, vm.max_map_count, neighbour
+        tables) where they may be raised; returns what was changed, `name -> "old -> new"`. Never lowers."""
+        ...
+
+    async def sysctl(self, name: str, value: str) -> bool:
+        """Set one sysctl; False where the kernel does not have it or it may not be set."""
+        ...
+
+    async def resources(self) -> dict[str, Any]:
+        """What `GET /1.0/resources` shows, as builtins in the shape of `flexd.api.resources.Resources`."""
+        ...
+
+    async def load_average(self) -> tuple[float, float, float]: ...
+
+
+class Host(Protocol):
+    """All of it; each part is its own object, so that a test can replace one."""
+
+    @property
+    def processes(self) -> Processes: ...
+    @property
+    def mounts(self) -> Mounts: ...
+    @property
+    def files(self) -> Files: ...
+    @property
+    def quotas(self) -> Quotas: ...
+    @property
+    def cgroups(self) -> Cgroups: ...
+    @property
+    def links(self) -> Links: ...
+    @property
+    def firewall(self) -> Firewall: ...
+    @property
+    def machine(self) -> Machine: ...
+    async def close(self) -> None: ...

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Running containers: what the house asks of liblxc, with a real and a fake implementation.
+
+A container is known here by its runtime name (`c1`, or `project_c1` outside the default project). The daemon may
+restart at any time: nothing here is a child that dies with it, and `find` sees what runs.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, Protocol
+
+from msgspec import Struct, field
+
+from flexd.api.errors import FlexdError
+from flexd.api.idmap import IdMap
+from flexd.host.contract import ProcessRef
+
+
+class StartFailed(FlexdError):
+    """The container did not start, or init died at once; the message ends with the last lines of log and console."""
+
+
+class NicSpec(Struct, frozen=True):
+    """A link made by the daemon that liblxc moves into the container (`lxc.net.N.type = phys`)."""
+
+    link: str  # name on the host before the start
+    name: str  # name inside (eth0)
+    hwaddr: str = ""
+    mtu: int = 0
+
+
+class MountSpec(Struct, frozen=True):
+    """One `lxc.mount.entry`; target is relative to the container's root."""
+
+    source: str
+    target: str
+    fstype: str = "none"
+    options: tuple[str, ...] = ("bind",)
+
+
+class ContainerSpec(Struct, frozen=True):
+    """All that rendering needs; pure data. `rootfs` is mounted with ids as the container's map has them on the host."""
+
+    name: str
+    rootfs: Path
+    idmap: IdMap = IdMap()  # empty: privileged
+    hostname: str = ""
+    architecture: str = "x86_64"
+    nics: tuple[NicSpec, ...] = ()
+    mounts: tuple[MountSpec, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+    init: tuple[str, ...] = ()  # empty: /sbin/init
+    cgroup: tuple[tuple[str, str], ...] = ()  # ("memory.limit_in_bytes", "…"), written before init runs
+    sysctls: dict[str, str] = field(default_factory=dict)
+    nesting: bool = False
+    lxcfs: bool = True
+    seccomp_profile: str = ""  # path; empty: none
+    apparmor_profile: str = ""
+    stop_signal: str = ""
+    raw: str = ""  # raw.lxc, appended last
+
+
+class RunningContainer(Struct, frozen=True):
+    """`init` is the container's PID 1 as the host sees it; `monitor` is liblxc's process beside it."""
+
+    name: str
+    init: ProcessRef
+    monitor: ProcessRef
+    cgroup: str  # payload cgroup relative to each hierarchy (`lxc.payload.c1`)
+
+
+class Ended(Struct, frozen=True):
+    """Why a container's init ended: it powered off, rebooted, or was killed from outside."""
+
+    target: Literal["stop", "reboot"]
+
+
+class ExecSpec(Struct, frozen=True):
+    """A command to run inside; ids are the container's. An empty command is an error."""
+
+    command: tuple[str, ...]
+    environment: dict[str, str] = field(default_factory=dict)
+    cwd: str = ""
+    uid: int = 0
+    gid: int = 0
+
+
+class ExecProcess(Protocol):
+    """A command under way. `wait` gives LXD's status: 0-255, 128+n for a signal, 126 not executable, 127 not found."""
+
+    @property
+    def pid(self) -> int: ...
+    async def wait(self) -> int: ...
+    async def signal(self, number: int) -> None: ...
+
+
+class FileInfo(Struct, frozen=True):
+    """kind "file", "directory", "symlink" or "other"; ids as the container sees them; `mode` is permission bits."""
+
+    kind: str
+    uid: int
+    gid: int
+    mode: int
+    size_bytes: int = 0
+    mtime_s: float = 0.0
+    target: str = ""  # of a symlink
+    entries: tuple[str, ...] = ()  # of a directory
+
+
+class ContainerFiles(Protocol):
+    """Files of one container, running or stopped, reached as its root would: a path never leaves its root."""
+
+    async def stat(self, path: str, *, follow: bool = True) -> FileInfo:
+        """`NotFound` if there is nothing; `entries` and `target` are filled in."""
+        ...
+
+    async def open(self, path: str, flags: int, *, mode: int = 0o644, uid: int = 0, gid: int = 0) -> int:
+        """A file descriptor (the caller closes it); os.O_* flags; mode and ids apply where the file is created."""
+        ...
+
+    async def set_owner(self, path: str, *, uid: int | None, gid: int | None, mode: int | None) -> None: ...
+    async def make_directory(self, path: str, *, mode: int, uid: int, gid: int) -> None:
+        """An existing directory is no error."""
+        ...
+
+    async def make_symlink(self, path: str, target: str, *, uid: int, gid: int) -> None: ...
+    async def remove(self, path: str) -> None:
+        """A file, link or empty directory."""
+        ...
+
+    async def sftp(self) -> int:
+        """A socket on which an SFTP server (draft-ietf-secsh-filexfer-02) for the container's root answers."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Runtime(Protocol):
+    async def version(self) -> str:
+        """liblxc's version, for `environment.driver_version`."""
+        ...
+
+    async def features(self) -> Mapping[str, str]:
+        """`environment.lxc_features`: name -> "true"/"false", LXD's names."""
+        ...
+
+    async def start(self, spec: ContainerSpec) -> RunningContainer:
+        """Start; returns when init runs. `StartFailed` if it does not, nothing stays behind then."""
+        ...
+
+    async def find(self, name: str) -> RunningContainer | None:
+        """The running container of this name, whoever started it and whenever."""
+        ...
+
+    async def wait_ended(self, container: RunningContainer) -> Ended:
+        """Return when init and its monitor are gone (liblxc's own clean-up done), and say why."""
+        ...
+
+    async def shutdown(self, container: RunningContainer) -> None:
+        """Ask init to power off with the signal that it wants (SIGRTMIN+3, SIGPWR, SIGUSR2…); returns at once."""
+        ...
+
+    async def kill(self, container: RunningContainer) -> None:
+        """SIGKILL init and wait until nothing of it is left."""
+        ...
+
+    async def freeze(self, container: RunningContainer) -> None: ...
+    async def unfreeze(self, container: RunningContainer) -> None: ...
+    async def frozen(self, container: RunningContainer) -> bool: ...
+
+    async def exec(
+        self, container: RunningContainer, spec: ExecSpec, *, stdin: int, stdout: int, stderr: int, terminal: bool
+    ) -> ExecProcess:
+        """Run a command inside (liblxc attach: all namespaces, cgroup, LSM, seccomp, capabilities). The three are file
+        descriptors that the call duplicates; with `terminal` they are the slave of one pty, made the controlling
+        terminal of a new session. Command not found: an ExecProcess that ends with 127 (126: not executable)."""
+        ...
+
+    async def console(self, container: RunningContainer) -> int:
+        """A file descriptor of the master of the container's console (/dev/console); one holder at a time."""
+        ...
+
+    async def console_log(self, name: str) -> bytes:
+        """What was written to the console of the current or last run (bounded, newest last)."""
+        ...
+
+    async def clear_console_log(self, name: str) -> None: ...
+
+    async def log_files(self, name: str) -> list[Path]:
+        """Existing files for `/1.0/instances/NAME/logs` (lxc.log, lxc.conf, console.log …)."""
+        ...
+
+    async def remove(self, name: str) -> None:
+        """Forget a stopped container: logs, configuration, run-time directory."""
+        ...
+
+    async def rename(self, name: str, new_name: str) -> None:
+        """Move a stopped container's logs to its new name."""
+        ...
+
+    async def files(self, container: RunningContainer | None, rootfs: Path, idmap: IdMap) -> ContainerFiles:
+        """Files of a container: inside its mount namespace if it runs, else on its mounted rootfs."""
+        ...
+
+    async def close(self) -> None:
+        """Stop helpers; containers run on."""
+        ...

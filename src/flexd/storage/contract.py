@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pools and volumes: the data that storage shares with the rest, and what a driver does.
+
+`flexd.storage.pools.Pools` is the service; `drivers/<name>.py` are the drivers, found by scanning the folder.
+A driver works below one directory of one pool and knows nothing of documents, projects or the API.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Literal, Protocol
+
+from msgspec import Struct, field
+
+from flexd.api.errors import BadRequest, Conflict, NotFound
+from flexd.api.idmap import IdMap
+from flexd.api.keys import Key
+from flexd.api.times import ZERO_TIME
+
+VolumeKind = Literal["container", "virtual-machine", "image", "custom"]
+Unpack = Callable[[Path], Awaitable[None]]
+"""Fills an empty directory with an image's root file system, ids as the image has them."""
+
+
+class PoolNotFound(NotFound):
+    pass
+
+
+class VolumeNotFound(NotFound):
+    pass
+
+
+class VolumeInUse(Conflict):
+    pass
+
+
+class QuotaUnsupported(BadRequest):
+    """A size was asked for that this pool cannot enforce; the message says why."""
+
+
+class PoolRecord(Struct):
+    """The document `/storage-pools/NAME`. `config.source` and what the driver filled in are kept."""
+
+    name: str
+    driver: str
+    description: str = ""
+    config: dict[str, str] = field(default_factory=dict)
+    created_at: datetime = ZERO_TIME
+
+
+class VolumeRecord(Struct):
+    """The document `/storage-volumes/POOL/KIND/PROJECT/NAME` (snapshots: `NAME@SNAPSHOT`)."""
+
+    name: str
+    pool: str
+    kind: str
+    project: str = "default"
+    description: str = ""
+    config: dict[str, str] = field(default_factory=dict)
+    content_type: str = "filesystem"
+    created_at: datetime = ZERO_TIME
+
+
+class VolumeRef(Struct, frozen=True):
+    """A volume by pool, kind and storage name (`c1`; `project_c1` outside the default project)."""
+
+    pool: str
+    kind: VolumeKind
+    name: str
+
+
+class Driver(Protocol):
+    """One pool. Instance volumes hold `rootfs/`; every method is idempotent, so that a journalled step can be repeated
+    and undone half-way. Failures are `HostError`/`CommandFailed` or the errors above."""
+
+    name: str
+    version: str
+    KEYS: tuple[Key, ...]  # pool configuration
+    VOLUME_KEYS: tuple[Key, ...]
+    optimized_images: bool  # keeps an unpacked image per pool
+
+    async def probe(self) -> str | None:
+        """None if this host can run the driver, else why not."""
+        ...
+
+    async def create_pool(self) -> Mapping[str, str]:
+        """Make the pool; returns configuration it filled in (`source`)."""
+        ...
+
+    async def delete_pool(self) -> None: ...
+    async def mount_pool(self) -> None:
+        """After a daemon or host restart: make the pool usable again."""
+        ...
+
+    async def quota_fault(self) -> str | None:
+        """None if sizes can be enforced here, else the reason (shown in the error)."""
+        ...
+
+    async def create_image(self, fingerprint: str, unpack: Unpack) -> None: ...
+    async def has_image(self, fingerprint: str) -> bool: ...
+    async def delete_image(self, fingerprint: str) -> None: ...
+
+    async def create_volume(self, kind: VolumeKind, name: str, *, size_bytes: int) -> None:
+        """An empty volume."""
+        ...
+
+    async def create_from_image(
+        self, kind: VolumeKind, name: str, fingerprint: str, unpack: Unpack, *, size_bytes: int
+    ) -> None: ...
+    async def delete_volume(self, kind: VolumeKind, name: str) -> None: ...
+    async def rename_volume(self, kind: VolumeKind, name: str, new_name: str) -> None: ...
+    async def resize_volume(self, kind: VolumeKind, name: str, size_bytes: int) -> None: ...
+    async def volume_usage(self, kind: VolumeKind, name: str) -> int | None:
+        """Bytes used, where it is known without walking the tree; else None."""
+        ...
+
+    async def mount_volume(self, kind: VolumeKind, name: str, idmap: IdMap) -> Path:
+        """Make it usable with ids seen as the map's host ids (empty: as on disk); returns the directory to use: the
+        container's root for an instance volume, the volume itself for a custom one. Mounted already: the same path.
+        Shifts what was written under another map first, where the driver keeps shifted ids on disk."""
+        ...
+
+    async def unmount_volume(self, kind: VolumeKind, name: str) -> None: ...
+    async def list_volumes(self) -> list[tuple[VolumeKind, str]]:
+        """What is on disk, for recovery."""
+        ...

@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures for every test: nothing in flexd may block the event loop."""
+
+from collections.abc import Iterator
+
+import pytest
+from blockbuster import BlockBuster, blockbuster_ctx
+
+
+@pytest.fixture(autouse=True)
+def blockbuster(request: pytest.FixtureRequest) -> Iterator[BlockBuster | None]:
+    """Fail a test in which flexd's own code blocks the loop (invariant 5)."""
+    if request.node.get_closest_marker("asyncio") is None:
+        yield None
+        return
+    with blockbuster_ctx("flexd") as blocker:
+        yield blocker
