@@ -21,6 +21,14 @@ class RevisionConflict(Conflict):
         super().__init__(f'Failed writing "{key}": it was changed meanwhile (revision {found}, expected {expected})')
 
 
+class HistoryGone(Conflict):
+    """A watch asked for changes that the engine has forgotten: list anew, then watch from that revision."""
+
+    def __init__(self, from_revision: int, oldest: int) -> None:
+        self.from_revision, self.oldest = from_revision, oldest
+        super().__init__(f"Failed watching from revision {from_revision}: the history begins after {oldest}")
+
+
 class Entry(Struct, frozen=True):
     key: str
     value: bytes
@@ -61,11 +69,14 @@ class Store(Protocol):
 
     async def txn(self, ops: Sequence[Put | Delete], conditions: Sequence[If] = ()) -> int:
         """All or nothing; returns the new revision, which every touched key then has. `RevisionConflict` if a
-        condition does not hold. Durable when it returns."""
+        condition does not hold. Durable when it returns. Each key at most once in ops; deleting an absent key
+        changes nothing, and a transaction that changes nothing returns the present revision."""
         ...
 
     def watch(self, prefix: str, from_revision: int) -> AsyncIterator[Change]:
-        """Changes with revision > from_revision, in revision order, each once; goes on until closed."""
+        """Changes with revision > from_revision, in revision order, each once; goes on until closed. The changes of
+        one transaction come without a suspension between them, so other tasks see all of them or none.
+        `HistoryGone` if from_revision is too old."""
         ...
 
     async def grant(self, ttl_s: float) -> int:
