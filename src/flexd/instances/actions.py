@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The journalled actions behind the plans: each `do` and `undo` may be repeated and may find half of the work done."""
+
+import asyncio
+import shutil
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from flexd.devices.contract import DeviceContext
+from flexd.devices.devices import Devices
+from flexd.images.images import Images
+from flexd.instances.idmaps import from_wire
+from flexd.instances.record import Expanded, InstanceRecord, device_volatile
+from flexd.instances.registry import Registry
+from flexd.instances.spec import container_spec
+from flexd.operations.contract import Progress
+from flexd.operations.journal import Journal
+from flexd.runtime.contract import RunningContainer, Runtime
+from flexd.storage.contract import VolumeRef
+from flexd.storage.pools import Pools
+
+Args = dict[str, Any]
+
+
+class Actions:
+    """Registers itself with the journal; holds no state of its own."""
+
+    def __init__(
+        self,
+        *,
+        registry: Registry,
+        devices: Devices,
+        pools: Pools,
+        images: Images,
+        runtime: Runtime,
+        journal: Journal,
+        directory: Path,
+        seccomp_profile: str,
+    ) -> None:
+        self._registry = registry
+        self._devices = devices
+        self._pools = pools
+        self._images = images
+        self._runtime = runtime
+        self._directory = directory
+        self._seccomp_profile = seccomp_profile
+        register = journal.register
+        register("instances.record", self._record, self._unrecord)
+        register("instances.volume", self._volume, self._unvolume)
+        register("instances.mount", self._mount, self._unmount)
+        register("instances.device", self._device, self._undevice)
+        register("instances.launch", self._launch, self._unlaunch)
+        register("instances.release_device", self._release_device)
+        register("instances.unmount", self._release_mount)
+        register("instances.forget_runtime", self._forget_runtime)
+        register("instances.delete_volume", self._delete_volume)
+        register("instances.delete_record", self._delete_record)
+        register("instances.rename_volume", self._rename_volume, self._rename_volume_back)
+        register("instances.rename_runtime", self._rename_runtime, self._rename_runtime_back)
+        register("instances.rename_record", self._rename_record)
+
+    # --- create and delete ---
+
+    async def _record(self, args: Args, _progress: Progress) -> None:
+        record = msgspec.json.decode(args["document"], type=InstanceRecord)
+        path = (record.project, record.name)
+        known = self._registry.instances.get(*path)
+        if known is None or known.value != record:
+            await self._registry.instances.create(path, record)
+
+    async def _unrecord(self, args: Args) -> None:
+        # Only what this plan wrote: the name may belong to somebody who was there first.
+        record = msgspec.json.decode(args["document"], type=InstanceRecord)
+        known = self._registry.instances.get(record.project, record.name)
+        if known is not None and known.value.config.get("volatile.uuid") == record.config["volatile.uuid"]:
+            await self._registry.instances.delete((record.project, record.name))
+
+    async def _volume(self, args: Args, progress: Progress) -> None:
+        fingerprint = args["fingerprint"]
+        image = None
+        if fingerprint is not None:
+            image = (fingerprint, self._unpacker(fingerprint, progress))
+        ref = VolumeRef(args["pool"], "container", args["volume"])
+        await self._pools.create_instance(ref, args["project"], image=image, size_bytes=args["size_bytes"])
+
+    def _unpacker(self, fingerprint: str, progress: Progress) -> Callable[[Path], Awaitable[None]]:
+        async def unpack(target: Path) -> None:
+            await self._images.unpack(fingerprint, target, progress)
+
+        return unpack
+
+    async def _unvolume(self, args: Args) -> None:
+        await self._pools.delete_volume(VolumeRef(args["pool"], "container", args["volume"]))
+
+    async def _delete_volume(self, args: Args, _progress: Progress) -> None:
+        await self._unvolume(args)
+
+    async def _delete_record(self, args: Args, _progress: Progress) -> None:
+        await self._registry.instances.delete((args["project"], args["name"]))
+
+    async def _forget_runtime(self, args: Args, _progress: Progress) -> None:
+        await self._runtime.remove(args["runtime_name"])
+        await asyncio.to_thread(shutil.rmtree, self._directory / args["runtime_name"], ignore_errors=True)
+
+    # --- start and what follows the end ---
+
+    def _load(self, args: Args) -> tuple[InstanceRecord, Expanded]:
+        record = self._registry.instance(args["project"], args["name"])
+        return record, self._registry.expand(record)
+
+    def context(self, record: InstanceRecord, expanded: Expanded, device: str) -> DeviceContext:
+        """What a device kind is told about one entry of an instance."""
+        return DeviceContext(
+            project=record.project,
+            instance=record.name,
+            runtime_name=record.storage_name,
+            device=device,
+            config=expanded.devices[device],
+            volatile=device_volatile(record.config, device),
+            idmap=from_wire(record.config.get("volatile.idmap.current", "")),
+            directory=self._directory / record.storage_name,
+        )
+
+    async def _mount(self, args: Args, _progress: Progress) -> None:
+        record, _ = self._load(args)
+        await self._pools.mount(record.volume, from_wire(record.config.get("volatile.idmap.current", "")))
+
+    async def _unmount(self, args: Args) -> None:
+        record, _ = self._load(args)
+        await self._pools.unmount(record.volume)
+
+    async def _release_mount(self, args: Args, _progress: Progress) -> None:
+        await self._unmount(args)
+
+    async def _device(self, args: Args, _progress: Progress) -> None:
+        record, expanded = self._load(args)
+        kind = self._devices.kind(expanded.devices[args["device"]])
+        if kind is not None:
+            await kind.start(self.context(record, expanded, args["device"]))
+
+    async def _undevice(self, args: Args) -> None:
+        record, expanded = self._load(args)
+        entry = expanded.devices.get(args["device"])
+        kind = None if entry is None else self._devices.kind(entry)
+        if kind is not None:
+            await kind.stop(self.context(record, expanded, args["device"]))
+
+    async def _release_device(self, args: Args, _progress: Progress) -> None:
+        await self._undevice(args)
+
+    async def _launch(self, args: Args, _progress: Progress) -> None:
+        record, expanded = self._load(args)
+        if await self._runtime.find(record.storage_name) is not None:
+            return  # started before a crash of the daemon
+        idmap = from_wire(record.config.get("volatile.idmap.current", ""))
+        rootfs = await self._pools.mount(record.volume, idmap)
+        parts = []
+        for device, entry in expanded.devices.items():
+            kind = self._devices.kind(entry)
+            if kind is not None:
+                parts.append(await kind.run_config(self.context(record, expanded, device)))
+        spec = container_spec(record, expanded, rootfs, idmap, parts, seccomp_profile=self._seccomp_profile)
+        await self._runtime.start(spec)
+
+    async def _unlaunch(self, args: Args) -> None:
+        record, _ = self._load(args)
+        running: RunningContainer | None = await self._runtime.find(record.storage_name)
+        if running is not None:
+            await self._runtime.kill(running)
+
+    # --- rename ---
+
+    async def _rename_volume(self, args: Args, _progress: Progress) -> None:
+        await self._pools.rename_volume(VolumeRef(args["pool"], "container", args["old"]), args["new"])
+
+    async def _rename_volume_back(self, args: Args) -> None:
+        await self._pools.rename_volume(VolumeRef(args["pool"], "container", args["new"]), args["old"])
+
+    async def _rename_runtime(self, args: Args, _progress: Progress) -> None:
+        await self._runtime.rename(args["old"], args["new"])
+
+    async def _rename_runtime_back(self, args: Args) -> None:
+        await self._runtime.rename(args["new"], args["old"])
+
+    async def _rename_record(self, args: Args, _progress: Progress) -> None:
+        instances, project = self._registry.instances, args["project"]
+        old = instances.get(project, args["name"])
+        if old is None:
+            return  # done before a crash
+        record = msgspec.structs.replace(old.value, name=args["new_name"])
+        await instances.txn(
+            [instances.delete_op(old.path), instances.put((project, args["new_name"]), record)],
+            [instances.unchanged(old.path, old.revision), instances.unchanged((project, args["new_name"]), 0)],
+        )

@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The service behind `/1.0/instances`: what is there, and creating, editing, renaming and deleting.
+
+Starting and stopping is `lifecycle.py`'s; exec, console, files and logs have files of their own.
+"""
+
+import uuid
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from flexd.api.errors import BadRequest, Conflict, Fault, Forbidden, raise_faults
+from flexd.api.instance import Instance, InstancePost, InstancePut, InstanceSource, InstancesPost
+from flexd.api.times import now
+from flexd.api.units import is_true
+from flexd.devices.devices import Devices
+from flexd.images.contract import ImageRecord
+from flexd.images.images import Images
+from flexd.instances.actions import Actions
+from flexd.instances.check import new_volatile, root_fault, root_size_bytes, settings_faults, without_stale_volatile
+from flexd.instances.lifecycle import Lifecycle
+from flexd.instances.names import check_instance_name, make_name
+from flexd.instances.plan import create_plan, delete_plan, rename_plan
+from flexd.instances.record import Config, Expanded, InstanceRecord
+from flexd.instances.registry import Registry, show_instance
+from flexd.operations.events import Events
+from flexd.operations.journal import Journal
+from flexd.operations.locks import Locks
+from flexd.operations.operations import Operation, Operations
+from flexd.storage.pools import Pools
+from flexd.store.contract import RevisionConflict
+
+# LXD keeps what made an image known on the instance, except what only describes the file.
+_IMAGE_KEYS_LEFT_OUT = frozenset({"requirements", "requirements.cgroup"})
+_DAEMONS_KEYS = (
+    "volatile.uuid",
+    "volatile.idmap.base",
+    "volatile.idmap.current",
+    "volatile.idmap.next",
+    "volatile.last_state.idmap",
+)
+
+
+class Instances:
+    """Reads are from memory; writes check everything first and then start an operation."""
+
+    def __init__(
+        self,
+        *,
+        registry: Registry,
+        devices: Devices,
+        pools: Pools,
+        images: Images,
+        actions: Actions,
+        lifecycle: Lifecycle,
+        journal: Journal,
+        operations: Operations,
+        locks: Locks,
+        events: Events,
+        architectures: Callable[[], list[str]],
+    ) -> None:
+        self._registry = registry
+        self._devices = devices
+        self._pools = pools
+        self._images = images
+        self._actions = actions
+        self._lifecycle = lifecycle
+        self._journal = journal
+        self._operations = operations
+        self._locks = locks
+        self._events = events
+        self._architectures = architectures
+
+    # --- reading ---
+
+    def names(self, project: str) -> list[str]:
+        return [record.name for record in self._registry.all_instances(project)]
+
+    def show(self, project: str, name: str) -> Instance:
+        return self._show(self._registry.instance(project, name))
+
+    def show_all(self, project: str) -> list[Instance]:
+        return [self._show(record) for record in self._registry.all_instances(project)]
+
+    def _show(self, record: InstanceRecord) -> Instance:
+        return show_instance(record, self._registry.expand(record), self._lifecycle.status(record))
+
+    # --- create ---
+
+    async def create(self, project: str, post: InstancesPost) -> Operation:
+        """Resolve and check everything, then make it in the background."""
+        name = post.name or make_name(self.names(project))
+        check_instance_name(name)
+        if self._registry.instances.get(project, name) is not None:
+            raise Conflict(f'Failed creating instance "{name}": an instance of this name already exists')
+        if post.type not in ("", "container"):
+            raise BadRequest(f'Failed creating instance "{name}": type "{post.type}" is not supported (container is)')
+        if post.instance_type:
+            raise BadRequest(f'Failed creating instance "{name}": instance type "{post.instance_type}" is not known')
+        image = self._source_image(project, name, post.source)
+        record, expanded = self._resolve(project, name, post, image)
+        await self._check_host(record, expanded)
+        return self._operations.start(
+            kind="task",
+            description="Creating instance",
+            project=project,
+            resources={"instances": [record.url]},
+            run=lambda operation: self._create(operation, record, expanded, image),
+        )
+
+    def _source_image(self, project: str, name: str, source: InstanceSource) -> ImageRecord | None:
+        if source.type == "none":
+            return None
+        if source.type != "image":
+            raise BadRequest(
+                f'Failed creating instance "{name}": source type "{source.type}" is not supported (image or none)'
+            )
+        if source.server:
+            raise BadRequest(
+                f'Failed creating instance "{name}": images of the server "{source.server}" cannot be fetched here; '
+                "import the image first"
+            )
+        if source.properties and not (source.alias or source.fingerprint):
+            return self._image_with(project, name, source.properties)
+        wanted = source.fingerprint or source.alias
+        if not wanted:
+            raise BadRequest(f'Failed creating instance "{name}": Must specify one of alias, fingerprint or properties')
+        return self._images.resolve(project, wanted)
+
+    def _image_with(self, project: str, name: str, properties: Mapping[str, str]) -> ImageRecord:
+        """The newest image that has all these properties."""
+        fitting = [
+            image
+            for image in self._images.show_all(project)
+            if all(image.properties.get(key) == value for key, value in properties.items())
+        ]
+        if not fitting:
+            raise BadRequest(f'Failed creating instance "{name}": No image has the requested properties')
+        newest = max(fitting, key=lambda image: image.created_at)
+        return self._images.resolve(project, newest.fingerprint)
+
+    def _resolve(
+        self, project: str, name: str, post: InstancesPost, image: ImageRecord | None
+    ) -> tuple[InstanceRecord, Expanded]:
+        """The record to write; raises every fault at once."""
+        profiles = ["default"] if post.profiles is None else post.profiles
+        faults = settings_faults(self._registry, self._devices, project, post.config, post.devices, profiles)
+        architecture = post.architecture or (image.architecture if image else "") or self._architectures()[0]
+        if architecture not in self._architectures():
+            faults.append(Fault("architecture", f'"{architecture}" does not run here ({self._architectures()[0]})'))
+        raise_faults(faults)
+        config = {key: value for key, value in post.config.items() if not key.startswith("volatile.")}
+        if image is not None:
+            config |= self._image_config(image)
+        expanded = self._registry.expand_with(project, profiles, config, post.devices)
+        missing = root_fault(expanded)
+        raise_faults([missing] if missing else [])
+        config |= new_volatile(self._devices, expanded, {})
+        config["volatile.uuid"] = str(uuid.uuid4())
+        root = expanded.root()
+        record = InstanceRecord(
+            name=name,
+            project=project,
+            architecture=architecture,
+            description=post.description,
+            ephemeral=post.ephemeral,
+            profiles=profiles,
+            config=config,
+            devices=post.devices,
+            pool=root[1]["pool"] if root else "",
+            created_at=now(),
+        )
+        return record, self._registry.expand_with(project, profiles, config, post.devices)
+
+    def _image_config(self, image: ImageRecord) -> Config:
+        kept = {f"image.{k}": v for k, v in image.properties.items() if k not in _IMAGE_KEYS_LEFT_OUT}
+        return kept | {"volatile.base_image": image.fingerprint}
+
+    async def _check_host(self, record: InstanceRecord, expanded: Expanded) -> None:
+        """What the devices need must be there: pools, networks, paths."""
+        faults: list[Fault] = []
+        for device, entry in expanded.devices.items():
+            kind = self._devices.kind(entry)
+            if kind is not None:
+                faults += await kind.host_faults(self._actions.context(record, expanded, device))
+        raise_faults(faults)
+        if root_size_bytes(expanded):
+            reason = await self._pools.has_quota(record.pool)
+            if reason is not None:
+                raise BadRequest(f'Failed creating instance "{record.name}": a size cannot be enforced: {reason}')
+
+    async def _create(
+        self, operation: Operation, record: InstanceRecord, expanded: Expanded, image: ImageRecord | None
+    ) -> None:
+        plan = create_plan(
+            record,
+            msgspec.json.encode(record).decode(),
+            fingerprint=image.fingerprint if image else None,
+            size_bytes=root_size_bytes(expanded),
+        )
+        async with self._locks.hold(f"instance/{record.project}/{record.name}", "create"):
+            try:
+                await self._journal.run(plan, operation.progress)
+            except RevisionConflict as error:
+                raise Conflict(f'Failed creating instance "{record.name}": the name was taken meanwhile') from error
+        await self._lifecycle.announce_ports(expanded)
+        self._events.lifecycle("instance-created", record.url, record.project, {"type": record.type})
+
+    # --- edit ---
+
+    async def update(self, project: str, name: str, put: InstancePut) -> Operation:
+        """Replace the settings in the background (PUT)."""
+        if put.restore:
+            raise BadRequest(f'Failed restoring "{put.restore}" on instance "{name}": there are no snapshots')
+        record = self._registry.instance(project, name)
+        return self._operations.start(
+            kind="task",
+            description="Updating instance",
+            project=project,
+            resources={"instances": [record.url]},
+            run=lambda _operation: self.patch(project, name, put),
+        )
+
+    async def patch(self, project: str, name: str, put: InstancePut) -> None:
+        """Replace the settings at once; what can only change on a stopped instance is refused on a running one."""
+        async with self._locks.hold(f"instance/{project}/{name}", "update"):
+            found = self._registry.find(project, name)
+            record = found.value
+            raise_faults(settings_faults(self._registry, self._devices, project, put.config, put.devices, put.profiles))
+            expanded = self._registry.expand_with(project, put.profiles, put.config, put.devices)
+            config = _with_daemons_keys(record.config, without_stale_volatile(put.config, expanded))
+            config |= new_volatile(self._devices, expanded, config)
+            changed = msgspec.structs.replace(
+                record,
+                architecture=put.architecture or record.architecture,
+                description=put.description,
+                ephemeral=put.ephemeral,
+                profiles=put.profiles,
+                config=config,
+                devices=put.devices,
+            )
+            await self._check_edit(record, changed, expanded)
+            await self._registry.instances.update((project, name), changed, found.revision)
+        await self._lifecycle.announce_ports(expanded)
+        self._events.lifecycle("instance-updated", record.url, project)
+
+    async def _check_edit(self, old: InstanceRecord, new: InstanceRecord, expanded: Expanded) -> None:
+        root = expanded.root()
+        if root is None or root[1].get("pool") != old.pool:
+            raise BadRequest(
+                f'Failed updating instance "{old.name}": its root disk is on pool "{old.pool}" and cannot be moved '
+                "or removed by an edit"
+            )
+        before = self._registry.expand(old)
+        raise_faults(_changed_volatile(old, new))
+        if self._lifecycle.status(old) != "Stopped" and before.devices != expanded.devices:
+            names = sorted(
+                name
+                for name in before.devices | expanded.devices
+                if before.devices.get(name) != expanded.devices.get(name)
+            )
+            raise BadRequest(
+                f'Failed updating instance "{old.name}": device {", ".join(names)} cannot be changed while it is '
+                "running; stop it first"
+            )
+        await self._check_host(new, expanded)
+        if root_size_bytes(before) != root_size_bytes(expanded):
+            await self._pools.resize(old.volume, root_size_bytes(expanded))
+
+    # --- rename and delete ---
+
+    async def rename(self, project: str, name: str, post: InstancePost) -> Operation:
+        record = self._registry.instance(project, name)
+        if post.migration or post.pool or post.project:
+            raise BadRequest(f'Failed moving instance "{name}": only a rename is supported')
+        check_instance_name(post.name)
+        if self._registry.instances.get(project, post.name) is not None:
+            raise Conflict(f'Failed renaming instance "{name}": the name "{post.name}" is already in use')
+        if self._lifecycle.status(record) != "Stopped":
+            raise BadRequest(f'Failed renaming instance "{name}": Renaming of running instance not allowed')
+        return self._operations.start(
+            kind="task",
+            description="Renaming instance",
+            project=project,
+            resources={"instances": [record.url]},
+            run=lambda _operation: self._rename(project, name, post.name),
+        )
+
+    async def _rename(self, project: str, name: str, new_name: str) -> None:
+        keys = [f"instance/{project}/{name}", f"instance/{project}/{new_name}"]
+        async with self._locks.hold_all(keys, "rename"):
+            record = self._registry.instance(project, name)
+            if self._lifecycle.status(record) != "Stopped":
+                raise BadRequest(f'Failed renaming instance "{name}": Renaming of running instance not allowed')
+            renamed = msgspec.structs.replace(record, name=new_name)
+            await self._journal.run(rename_plan(record, new_name, renamed.storage_name))
+        await self._lifecycle.announce_ports(self._registry.expand(renamed))
+        self._events.lifecycle("instance-renamed", renamed.url, project, {"old_name": name})
+
+    async def delete(self, project: str, name: str) -> Operation:
+        record = self._registry.instance(project, name)
+        self._check_deletable(record)
+        return self._operations.start(
+            kind="task",
+            description="Deleting instance",
+            project=project,
+            resources={"instances": [record.url]},
+            run=lambda _operation: self._delete(project, name),
+        )
+
+    def _check_deletable(self, record: InstanceRecord) -> None:
+        if self._lifecycle.status(record) != "Stopped":
+            raise BadRequest("Instance is running")
+        if is_true(self._registry.expand(record).config.get("security.protection.delete")):
+            raise Forbidden(f'Failed deleting instance "{record.name}": Instance is protected')
+
+    async def _delete(self, project: str, name: str) -> None:
+        async with self._locks.hold(f"instance/{project}/{name}", "delete"):
+            record = self._registry.instance(project, name)
+            self._check_deletable(record)
+            expanded = self._registry.expand(record)
+            await self._journal.run(delete_plan(record))
+        await self._lifecycle.announce_ports(expanded)
+        self._events.lifecycle("instance-deleted", record.url, project)
+
+
+def _with_daemons_keys(old: Config, new: Config) -> Config:
+    """What is the daemon's stays: clients may send no `volatile.*`, or what they read before the last start."""
+    kept = {key: value for key, value in old.items() if key in _DAEMONS_KEYS and key not in new}
+    power = {key: old[key] for key in ("volatile.last_state.power",) if key in old}
+    return new | kept | power
+
+
+def _changed_volatile(old: InstanceRecord, new: InstanceRecord) -> list[Fault]:
+    """An edit may not change what ties the instance to the host."""
+    return [
+        Fault(f"config.{key}", "is kept by the daemon and cannot be changed")
+        for key in _DAEMONS_KEYS
+        if old.config.get(key) != new.config.get(key)
+    ]

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Configuration keys of instances and profiles (LXD's names); validation and documentation derive from these rows."""
+
+from collections.abc import Mapping
+
+from flexd.api.errors import Fault
+from flexd.api.keys import Key, check_config
+
+
+def _seconds_fault(value: str) -> str | None:
+    return None if value.isdecimal() else f'invalid value "{value}" (expected seconds, a whole number)'
+
+
+def _environment_fault(value: str) -> str | None:
+    return "must not contain a line break" if "\n" in value or "\0" in value else None
+
+
+def _idmap_fault(value: str) -> str | None:
+    # An id is 32 bits and -1 (4294967295) means "none" to chown(2).
+    return None if value.isdecimal() and int(value) < 2**32 - 1 else f'invalid value "{value}" (expected an id)'
+
+
+KEYS = (
+    Key("boot.autostart", kind="bool", description="Start with the daemon; unset: as it was when the host went down"),
+    Key("boot.autostart.delay", default="0", check=_seconds_fault, description="Seconds until the next starts"),
+    Key("boot.autostart.priority", kind="integer", default="0", description="Higher starts first"),
+    Key("boot.host_shutdown_timeout", default="30", check=_seconds_fault, description="Seconds for a clean stop"),
+    Key("boot.stop.priority", kind="integer", default="0", description="Higher stops first"),
+    Key("environment.*", check=_environment_fault, description="Environment of init and of exec"),
+    Key("image.*", description="Properties of the image that it was made from"),
+    Key("raw.lxc", kind="blob", live=False, description="Lines added to liblxc's configuration"),
+    Key("security.idmap.base", check=_idmap_fault, live=False, description="First host id of an isolated map"),
+    Key("security.idmap.isolated", kind="bool", default="false", live=False, description="A map shared with nobody"),
+    Key("security.idmap.size", check=_idmap_fault, live=False, description="Number of ids in an isolated map"),
+    Key("security.nesting", kind="bool", default="false", live=False, description="Containers inside the container"),
+    Key("security.privileged", kind="bool", default="false", live=False, description="Run without an id map"),
+    Key("security.protection.delete", kind="bool", default="false", description="Refuse deletion"),
+    Key("user.*", description="Free for users"),
+)
+
+# What only the daemon writes; kept, shown and accepted back, as clients return whole configurations.
+VOLATILE_KEYS = (
+    Key("volatile.apply_template"),
+    Key("volatile.base_image"),
+    Key("volatile.cloud-init.instance-id"),
+    Key("volatile.idmap.base"),
+    Key("volatile.idmap.current"),
+    Key("volatile.idmap.next"),
+    Key("volatile.last_state.idmap"),
+    Key("volatile.last_state.power"),
+    Key("volatile.uuid"),
+    Key("volatile.*"),
+)
+
+
+def config_faults(config: Mapping[str, str], *, profile: bool = False) -> list[Fault]:
+    """Every fault of an instance's (or a profile's) configuration."""
+    if profile:
+        found = [
+            Fault(f"config.{key}", "cannot be set in a profile")
+            for key in config
+            if key.startswith(("volatile.", "image."))
+        ]
+        rest = {key: value for key, value in config.items() if not key.startswith(("volatile.", "image."))}
+        return found + check_config(rest, KEYS)
+    return check_config(config, KEYS + VOLATILE_KEYS)

@@ -1,0 +1,391 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starting, stopping, freezing; seeing containers end; bringing them back after a restart of daemon or host.
+
+One watcher task per running container sees it end, for whatever reason, and is the only one that cleans up after it.
+"""
+
+import asyncio
+import itertools
+import logging
+from typing import Literal
+
+import msgspec
+
+from flexd.api.errors import BadRequest, FlexdError
+from flexd.api.instance_state import InstanceStatePut
+from flexd.api.times import now
+from flexd.api.units import is_true
+from flexd.devices.devices import Devices
+from flexd.host.contract import Host, SubordinateRange
+from flexd.instances.check import new_volatile
+from flexd.instances.idmaps import choose_idmap, isolated_range, to_wire
+from flexd.instances.plan import cleanup_plan, delete_plan, start_plan
+from flexd.instances.ports import PortList
+from flexd.instances.record import Expanded, InstanceRecord
+from flexd.instances.registry import Registry
+from flexd.operations.events import Events
+from flexd.operations.journal import Journal
+from flexd.operations.locks import Locks
+from flexd.operations.operations import Operation, Operations
+from flexd.operations.undo import Undo
+from flexd.runtime.contract import Ended, RunningContainer, Runtime
+
+log = logging.getLogger(__name__)
+
+Action = Literal["start", "stop", "restart", "freeze", "unfreeze"]
+_TITLES: dict[str, str] = {
+    "start": "Starting instance",
+    "stop": "Stopping instance",
+    "restart": "Restarting instance",
+    "freeze": "Freezing instance",
+    "unfreeze": "Unfreezing instance",
+}
+# boot.host_shutdown_timeout's default in LXD.
+_HOST_SHUTDOWN_TIMEOUT_S = 30.0
+
+
+class _Live:
+    """A container that runs: what the runtime said, and the task that waits for its end."""
+
+    def __init__(self, container: RunningContainer, frozen: bool = False) -> None:
+        self.container = container
+        self.frozen = frozen
+        self.ended = asyncio.Event()  # everything is cleaned up
+        self.asked: Literal["", "stop", "restart"] = ""  # by a request here, so not by the container itself
+        self.task: asyncio.Task[None] | None = None
+
+
+class Lifecycle:
+    """Owns the set of running containers."""
+
+    def __init__(
+        self,
+        *,
+        registry: Registry,
+        devices: Devices,
+        runtime: Runtime,
+        ports: PortList,
+        host: Host,
+        journal: Journal,
+        operations: Operations,
+        locks: Locks,
+        events: Events,
+    ) -> None:
+        self._registry = registry
+        self._devices = devices
+        self._runtime = runtime
+        self._ports = ports
+        self._host = host
+        self._journal = journal
+        self._operations = operations
+        self._locks = locks
+        self._events = events
+        self._live: dict[str, _Live] = {}
+        self._range: SubordinateRange | None = None
+        self._host_goes_down = False
+
+    # --- what runs ---
+
+    def running(self, record: InstanceRecord) -> RunningContainer | None:
+        live = self._live.get(record.storage_name)
+        return None if live is None else live.container
+
+    def status(self, record: InstanceRecord) -> str:
+        live = self._live.get(record.storage_name)
+        if live is None:
+            return "Stopped"
+        return "Frozen" if live.frozen else "Running"
+
+    async def announce_ports(self, expanded: Expanded) -> None:
+        """Tell the networks of an instance that its addresses or name may have changed."""
+        await self._ports.announce(expanded)
+
+    # --- requests ---
+
+    async def change_state(self, project: str, name: str, put: InstanceStatePut) -> Operation:
+        """`PUT …/state`: check that the change makes sense now, then do it in the background."""
+        record = self._registry.instance(project, name)
+        action = self._check_action(record, put)
+        return self._operations.start(
+            kind="task",
+            description=_TITLES[action],
+            project=project,
+            resources={"instances": [record.url]},
+            run=lambda _operation: self._act(project, name, action, put),
+        )
+
+    async def change_states(self, project: str, put: InstanceStatePut) -> Operation:
+        """`PUT /1.0/instances`: every instance that the action fits (extension: instance_bulk_state_change)."""
+        if put.action not in _TITLES:
+            raise BadRequest(f'Invalid action "{put.action}"')
+        fitting = [record for record in self._registry.all_instances(project) if self._fits(record, put.action)]
+        return self._operations.start(
+            kind="task",
+            description=_TITLES[put.action].replace("instance", "instances"),
+            project=project,
+            resources={"instances": [record.url for record in fitting]},
+            run=lambda _operation: self._act_on_all(fitting, put),
+        )
+
+    async def _act_on_all(self, records: list[InstanceRecord], put: InstanceStatePut) -> None:
+        action = self._check_name(put.action)
+        results = await asyncio.gather(
+            *(self._act(record.project, record.name, action, put) for record in records), return_exceptions=True
+        )
+        failed = [
+            f"{record.name}: {result}"
+            for record, result in zip(records, results, strict=True)
+            if isinstance(result, Exception)
+        ]
+        if failed:
+            raise FlexdError(f"Failed to {put.action} {len(failed)} of {len(records)} instances: " + "; ".join(failed))
+
+    def _check_name(self, action: str) -> Action:
+        if action not in _TITLES:
+            raise BadRequest(f'Unknown action: "{action}" (expected one of {", ".join(_TITLES)})')
+        return action  # type: ignore[return-value]  # narrowed by membership
+
+    def _check_action(self, record: InstanceRecord, put: InstanceStatePut) -> Action:
+        action = self._check_name(put.action)
+        if put.stateful:
+            raise BadRequest(f'Failed to {action} instance "{record.name}": Stateful stop and start are not supported')
+        if not self._fits(record, action):
+            status = self.status(record)
+            raise BadRequest(
+                f"The instance is already {status.lower()}"
+                if (action, status) in {("start", "Running"), ("stop", "Stopped"), ("freeze", "Frozen")}
+                else f'Failed to {action} instance "{record.name}": The instance is {status.lower()}'
+            )
+        return action
+
+    def _fits(self, record: InstanceRecord, action: str) -> bool:
+        allowed = {
+            "start": ("Stopped", "Frozen"),
+            "stop": ("Running", "Frozen"),
+            "restart": ("Running",),
+            "freeze": ("Running",),
+            "unfreeze": ("Frozen",),
+        }
+        return self.status(record) in allowed[action]
+
+    async def _act(self, project: str, name: str, action: Action, put: InstanceStatePut) -> None:
+        async with self._locks.try_hold(f"instance/{project}/{name}", action, subject="Instance"):
+            record = self._registry.instance(project, name)
+            self._check_action(record, put)
+            if action == "start" and self.status(record) == "Frozen":
+                action = "unfreeze"  # as LXD: starting a frozen instance thaws it
+            if action == "start":
+                await self._start(project, name)
+            elif action == "stop":
+                await self._stop(record, put)
+            elif action == "restart":
+                await self._stop(record, put, restart=True)
+                await self._start(project, name)
+                self._events.lifecycle("instance-restarted", record.url, project)
+            else:
+                await self._set_frozen(record, action == "freeze")
+
+    # --- start ---
+
+    async def _start(self, project: str, name: str) -> None:
+        record = await self._prepare_start(project, name)
+        devices = list(self._registry.expand(record).devices)
+        async with Undo() as undo:
+            undo.push(self._note_power, project, name, "STOPPED")
+            await self._journal.run(start_plan(record, devices))
+            container = await self._runtime.find(record.storage_name)
+            if container is None:
+                # Ended between its start and now; the runtime's own wait for init's first moments has passed.
+                await self._journal.run(cleanup_plan(record, devices))
+                raise FlexdError(f'Failed starting instance "{name}": its init ended at once; see its console log')
+        self._watch(record, container)
+        self._events.lifecycle("instance-started", record.url, project)
+
+    async def _prepare_start(self, project: str, name: str) -> InstanceRecord:
+        """Choose the id map, fill in volatile keys, check the host; one write before anything happens."""
+        found = self._registry.find(project, name)
+        record = found.value
+        expanded = self._registry.expand(record)
+        idmap, base = choose_idmap(expanded.config, await self._allowed(), self._taken(record))
+        config = dict(record.config)
+        config |= new_volatile(self._devices, expanded, config)
+        wire = to_wire(idmap)
+        config |= {
+            "volatile.idmap.base": str(base),
+            "volatile.idmap.current": wire,
+            "volatile.idmap.next": wire,
+            "volatile.last_state.idmap": wire,
+            "volatile.last_state.power": "RUNNING",
+        }
+        changed = msgspec.structs.replace(record, config=config, last_used_at=now())
+        await self._registry.instances.update((project, name), changed, found.revision)
+        await self._ports.announce(self._registry.expand(changed))
+        return changed
+
+    async def _allowed(self) -> SubordinateRange:
+        if self._range is None:
+            self._range = await self._host.machine.subordinate_ids()
+        return self._range
+
+    def _taken(self, but: InstanceRecord) -> list[tuple[int, int]]:
+        ranges = (
+            isolated_range(self._registry.expand(other).config)
+            for other in self._registry.all_instances()
+            if other.storage_name != but.storage_name
+        )
+        return [taken for taken in ranges if taken is not None]
+
+    # --- stop ---
+
+    async def _stop(self, record: InstanceRecord, put: InstanceStatePut, *, restart: bool = False) -> None:
+        live = self._live[record.storage_name]
+        live.asked = "restart" if restart else "stop"
+        if live.frozen and put.force:
+            await self._runtime.unfreeze(live.container)  # a frozen task takes SIGKILL only once thawed (cgroup v1)
+        elif live.frozen:
+            live.asked = ""
+            raise BadRequest(f'Failed to stop instance "{record.name}": it is frozen; unfreeze it, or use force')
+        if put.force:
+            await self._runtime.kill(live.container)
+        else:
+            await self._runtime.shutdown(live.container)
+        timeout_s = None if put.timeout <= 0 or put.force else float(put.timeout)
+        try:
+            await asyncio.wait_for(live.ended.wait(), timeout_s)
+        except TimeoutError:
+            live.asked = ""
+            raise FlexdError(
+                f'Failed to stop instance "{record.name}": its init did not end within {put.timeout} seconds; '
+                "stop it with force"
+            ) from None
+        if not restart:
+            self._events.lifecycle("instance-stopped", record.url, record.project)
+
+    async def _set_frozen(self, record: InstanceRecord, frozen: bool) -> None:
+        live = self._live[record.storage_name]
+        if frozen:
+            await self._runtime.freeze(live.container)
+        else:
+            await self._runtime.unfreeze(live.container)
+        live.frozen = frozen
+        self._events.lifecycle("instance-paused" if frozen else "instance-resumed", record.url, record.project)
+
+    # --- the end of a container ---
+
+    def _watch(self, record: InstanceRecord, container: RunningContainer, frozen: bool = False) -> None:
+        live = _Live(container, frozen)
+        self._live[record.storage_name] = live
+        live.task = asyncio.create_task(self._see_end(live, record), name=f"watch {record.storage_name}")
+
+    async def _see_end(self, live: _Live, record: InstanceRecord) -> None:
+        try:
+            ended = await self._runtime.wait_ended(live.container)
+            await self._after_end(live, record, ended)
+        except Exception:  # border of a background task: the daemon lives on, the instance shows as stopped
+            log.exception('Failed cleaning up after instance "%s"', record.name)
+            self._live.pop(record.storage_name, None)
+        finally:
+            live.ended.set()
+
+    async def _after_end(self, live: _Live, record: InstanceRecord, ended: Ended) -> None:
+        """Clean up; the instance shows as running until that is done, so that no start comes in between."""
+        record = self._registry.instance(record.project, record.name)
+        await self._journal.run(cleanup_plan(record, list(self._registry.expand(record).devices)))
+        again = live.asked == "restart" or (ended.target == "reboot" and not live.asked)
+        if not again and not self._host_goes_down:
+            await self._note_power(record.project, record.name, "STOPPED")
+        if not live.asked:
+            action = "instance-restarted" if again else "instance-shutdown"
+            self._events.lifecycle(action, record.url, record.project)
+        if record.ephemeral and not again:
+            await self._journal.run(delete_plan(record))
+            self._events.lifecycle("instance-deleted", record.url, record.project)
+        self._live.pop(record.storage_name, None)
+        if again and not live.asked:
+            await self._in_background(record, "restart")
+
+    async def _in_background(self, record: InstanceRecord, why: str) -> None:
+        """A start that nobody waits for: its failure is logged and leaves the instance stopped."""
+        try:
+            async with self._locks.hold(f"instance/{record.project}/{record.name}", why):
+                if self.status(record) == "Stopped":
+                    await self._start(record.project, record.name)
+        except FlexdError as error:
+            log.error('Failed to %s instance "%s": %s', why, record.name, error)
+
+    async def _note_power(self, project: str, name: str, power: str) -> None:
+        """Keep in the document whether it is to come back after a reboot of the host."""
+        found = self._registry.instances.get(project, name)
+        if found is None or found.value.config.get("volatile.last_state.power") == power:
+            return
+        config = found.value.config | {"volatile.last_state.power": power}
+        changed = msgspec.structs.replace(found.value, config=config)
+        await self._registry.instances.update((project, name), changed, found.revision)
+
+    # --- start and end of the daemon ---
+
+    async def adopt(self) -> list[InstanceRecord]:
+        """Find what runs and watch it; returns those that were running when last seen and no longer are."""
+        gone = []
+        for record in self._registry.all_instances():
+            container = await self._runtime.find(record.storage_name)
+            if container is not None:
+                self._watch(record, container, await self._runtime.frozen(container))
+            elif record.config.get("volatile.last_state.power") == "RUNNING":
+                gone.append(record)
+        return gone
+
+    async def resume(self, gone: list[InstanceRecord], *, host_rebooted: bool) -> None:
+        """Clean up after containers that ended unseen, then start what is to run (boot.autostart, order, delay)."""
+        starting = [record for record in self._registry.all_instances() if self._autostarts(record, host_rebooted)]
+        for record in gone:
+            await self._journal.run(cleanup_plan(record, list(self._registry.expand(record).devices)))
+            await self._note_power(record.project, record.name, "STOPPED")
+            if record.ephemeral:
+                await self._journal.run(delete_plan(record))
+        for record in sorted(starting, key=self._start_order):
+            if self.status(record) != "Stopped" or self._registry.instances.get(record.project, record.name) is None:
+                continue
+            await self._in_background(record, "start")
+            await asyncio.sleep(float(self._setting(record, "boot.autostart.delay") or 0))
+
+    def _setting(self, record: InstanceRecord, key: str) -> str:
+        return self._registry.expand(record).config.get(key, "")
+
+    def _autostarts(self, record: InstanceRecord, host_rebooted: bool) -> bool:
+        """After a reboot of the host: what is set to, or ran before and is not set against. A mere restart of the
+        daemon starts nothing: what was stopped meanwhile was stopped on purpose."""
+        if not host_rebooted or record.ephemeral:
+            return False
+        autostart = self._setting(record, "boot.autostart")
+        if autostart:
+            return is_true(autostart)
+        return record.config.get("volatile.last_state.power") == "RUNNING"
+
+    def _start_order(self, record: InstanceRecord) -> tuple[int, str]:
+        return -int(self._setting(record, "boot.autostart.priority") or 0), record.name
+
+    async def shut_down_all(self) -> None:
+        """The host goes down: stop everything cleanly, higher `boot.stop.priority` first; it comes back at boot."""
+        self._host_goes_down = True
+        records = [record for record in self._registry.all_instances() if self.status(record) != "Stopped"]
+        for _, group in itertools.groupby(sorted(records, key=self._stop_order), key=self._stop_order):
+            await asyncio.gather(*(self._shut_down(record) for record in group))
+
+    def _stop_order(self, record: InstanceRecord) -> int:
+        return -int(self._setting(record, "boot.stop.priority") or 0)
+
+    async def _shut_down(self, record: InstanceRecord) -> None:
+        timeout_s = int(self._setting(record, "boot.host_shutdown_timeout") or _HOST_SHUTDOWN_TIMEOUT_S)
+        try:
+            await self._act(record.project, record.name, "stop", InstanceStatePut(action="stop", timeout=timeout_s))
+        except FlexdError as error:
+            log.warning('Instance "%s" is stopped by force: %s', record.name, error)
+            await self._act(record.project, record.name, "stop", InstanceStatePut(action="stop", force=True))
+
+    async def close(self) -> None:
+        """Stop watching; containers run on."""
+        tasks = [live.task for live in self._live.values() if live.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the networks must know of instances: names, hardware addresses and fixed addresses of their NICs."""
+
+from flexd.instances.record import Expanded, InstanceRecord, device_volatile
+from flexd.instances.registry import Registry
+from flexd.network.contract import Port
+from flexd.network.networks import Networks
+
+
+class PortList:
+    """Keeps DHCP and DNS of managed networks in step with the instances."""
+
+    def __init__(self, registry: Registry, networks: Networks) -> None:
+        self._registry = registry
+        self._networks = networks
+
+    def ports(self) -> dict[str, list[Port]]:
+        """All ports by network."""
+        found: dict[str, list[Port]] = {}
+        for record in self._registry.all_instances():
+            for port in self._of(record):
+                found.setdefault(port.network, []).append(port)
+        return found
+
+    def _of(self, record: InstanceRecord) -> list[Port]:
+        ports = []
+        for device, entry in self._registry.expand(record).devices.items():
+            if entry.get("type") != "nic" or not entry.get("network"):
+                continue
+            volatile = device_volatile(record.config, device)
+            ports.append(
+                Port(
+                    network=entry["network"],
+                    instance=record.name,
+                    project=record.project,
+                    device=device,
+                    hwaddr=entry.get("hwaddr") or volatile.get("hwaddr", ""),
+                    ipv4_address=entry.get("ipv4.address", ""),
+                    ipv6_address=entry.get("ipv6.address", ""),
+                )
+            )
+        return ports
+
+    async def announce(self, expanded: Expanded) -> None:
+        """Give the networks of these devices their current list of ports."""
+        names = {entry["network"] for entry in expanded.devices.values() if entry.get("network")}
+        ports = self.ports()
+        for name in names & set(self._networks.names("default")):
+            await self._networks.set_ports(name, ports.get(name, []))
+
+    async def announce_all(self) -> None:
+        """At the daemon's start."""
+        ports = self.ports()
+        for name in self._networks.names("default"):
+            await self._networks.set_ports(name, ports.get(name, []))
+
+    def users_of(self, network: str) -> list[str]:
+        """URLs of the instances and profiles with a NIC on a network."""
+        users = []
+        for record in self._registry.all_instances():
+            entries = self._registry.expand(record).devices.values()
+            if any(network in (entry.get("network"), entry.get("parent")) for entry in entries):
+                users.append(record.url)
+        for document in self._registry.profiles.list():
+            entries = document.value.devices.values()
+            if any(network in (entry.get("network"), entry.get("parent")) for entry in entries):
+                users.append(f"/1.0/profiles/{document.value.name}")
+        return users

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Profiles: settings shared by instances."""
+
+from collections.abc import Mapping
+
+import msgspec
+
+from flexd.api.errors import BadRequest, Conflict, Fault, Forbidden, raise_faults
+from flexd.api.profile import Profile, ProfilePost, ProfilePut, ProfilesPost
+from flexd.devices.devices import Devices
+from flexd.devices.kinds.disk import is_root
+from flexd.instances.keys import config_faults
+from flexd.instances.names import check_profile_name
+from flexd.instances.record import DeviceEntries, InstanceRecord, ProfileRecord
+from flexd.instances.registry import Registry, show_profile
+from flexd.operations.events import Events
+from flexd.store.contract import Delete, If, Put, RevisionConflict
+
+
+def _url(project: str, name: str) -> str:
+    return f"/1.0/profiles/{name}" + ("" if project == "default" else f"?project={project}")
+
+
+class Profiles:
+    """The service behind `/1.0/profiles`; every change is one transaction."""
+
+    def __init__(self, *, registry: Registry, devices: Devices, events: Events) -> None:
+        self._registry = registry
+        self._devices = devices
+        self._events = events
+
+    async def start(self) -> None:
+        """The default profile is always there."""
+        if self._registry.profiles.get("default", "default") is None:
+            record = ProfileRecord("default", description="Default LXD profile")
+            await self._registry.profiles.create(("default", "default"), record)
+
+    def names(self, project: str) -> list[str]:
+        return [document.value.name for document in self._registry.profiles.list(project)]
+
+    def show(self, project: str, name: str) -> Profile:
+        record = self._registry.find_profile(project, name).value
+        return show_profile(record, [user.url for user in self._registry.users_of_profile(project, name)])
+
+    def show_all(self, project: str) -> list[Profile]:
+        users: dict[str, list[str]] = {}
+        for instance in self._registry.all_instances(project):
+            for name in instance.profiles:
+                users.setdefault(name, []).append(instance.url)
+        documents = self._registry.profiles.list(project)
+        return [show_profile(document.value, users.get(document.value.name, [])) for document in documents]
+
+    def _check(self, config: Mapping[str, str], devices: DeviceEntries) -> None:
+        faults: list[Fault] = config_faults(config, profile=True)
+        raise_faults(faults + self._devices.faults(devices))
+
+    async def create(self, project: str, post: ProfilesPost) -> None:
+        check_profile_name(post.name)
+        self._check(post.config, post.devices)
+        record = ProfileRecord(post.name, project, post.description, post.config, post.devices)
+        try:
+            await self._registry.profiles.create((project, post.name), record)
+        except RevisionConflict as error:
+            raise Conflict(f'Profile "{post.name}" already exists') from error
+        self._events.lifecycle("profile-created", _url(project, post.name), project)
+
+    async def update(self, project: str, name: str, put: ProfilePut) -> None:
+        """Replace the settings; a running instance takes them at its next start."""
+        found = self._registry.find_profile(project, name)
+        self._check(put.config, put.devices)
+        self._check_users(project, name, put)
+        record = msgspec.structs.replace(
+            found.value, description=put.description, config=put.config, devices=put.devices
+        )
+        await self._registry.profiles.update((project, name), record, found.revision)
+        self._events.lifecycle("profile-updated", _url(project, name), project)
+
+    def _check_users(self, project: str, name: str, put: ProfilePut) -> None:
+        """An edit must not take the root disk from an instance, or move it to another pool."""
+        for instance in self._registry.users_of_profile(project, name):
+            root = self._root_with(instance, name, put)
+            if root is None or root.get("pool") != instance.pool:
+                raise BadRequest(
+                    f'Failed updating profile "{name}": instance "{instance.name}" would lose its root disk '
+                    f'on pool "{instance.pool}"'
+                )
+
+    def _root_with(self, instance: InstanceRecord, name: str, put: ProfilePut) -> dict[str, str] | None:
+        devices: DeviceEntries = {}
+        for profile in instance.profiles:
+            entries = self._registry.find_profile(instance.project, profile).value.devices
+            devices.update(put.devices if profile == name else entries)
+        devices.update(instance.devices)
+        return next((entry for entry in devices.values() if is_root(entry)), None)
+
+    async def rename(self, project: str, name: str, post: ProfilePost) -> None:
+        """Rename, and the name in every instance that uses it, in one transaction."""
+        found = self._registry.find_profile(project, name)
+        if name == "default":
+            raise BadRequest('The "default" profile cannot be renamed')
+        check_profile_name(post.name)
+        if self._registry.profiles.get(project, post.name) is not None:
+            raise Conflict(f'Profile "{post.name}" already exists')
+        profiles, instances = self._registry.profiles, self._registry.instances
+        ops: list[Put | Delete] = [
+            profiles.delete_op((project, name)),
+            profiles.put((project, post.name), msgspec.structs.replace(found.value, name=post.name)),
+        ]
+        conditions: list[If] = [
+            profiles.unchanged((project, name), found.revision),
+            profiles.unchanged((project, post.name), 0),
+        ]
+        for document in instances.list(project):
+            if name in document.value.profiles:
+                renamed = [post.name if profile == name else profile for profile in document.value.profiles]
+                ops.append(instances.put(document.path, msgspec.structs.replace(document.value, profiles=renamed)))
+                conditions.append(instances.unchanged(document.path, document.revision))
+        await profiles.txn(ops, conditions)
+        self._events.lifecycle("profile-renamed", _url(project, post.name), project, {"old_name": name})
+
+    async def delete(self, project: str, name: str) -> None:
+        self._registry.find_profile(project, name)
+        if name == "default":
+            raise Forbidden('The "default" profile cannot be deleted')
+        if self._registry.users_of_profile(project, name):
+            raise BadRequest("Profile is currently in use")
+        await self._registry.profiles.delete((project, name))
+        self._events.lifecycle("profile-deleted", _url(project, name), project)

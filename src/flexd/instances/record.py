@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The documents of instances and profiles, and how an instance's own settings and its profiles' become one."""
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+
+from msgspec import Struct, field
+
+from flexd.api.errors import NotFound
+from flexd.api.times import ZERO_TIME
+from flexd.devices.kinds.disk import is_root
+from flexd.storage.contract import VolumeRef
+
+Config = dict[str, str]
+DeviceEntries = dict[str, dict[str, str]]
+
+
+class InstanceNotFound(NotFound):
+    def __init__(self) -> None:
+        super().__init__("Instance not found")
+
+
+class ProfileNotFound(NotFound):
+    def __init__(self, name: str) -> None:
+        super().__init__(f'Profile "{name}" not found')
+
+
+class InstanceRecord(Struct):
+    """The document `/instances/PROJECT/NAME`. `config` holds `volatile.*` too; `pool` is the root volume's."""
+
+    name: str
+    project: str = "default"
+    type: str = "container"
+    architecture: str = "x86_64"
+    description: str = ""
+    ephemeral: bool = False
+    profiles: list[str] = field(default_factory=list)
+    config: Config = field(default_factory=dict)
+    devices: DeviceEntries = field(default_factory=dict)
+    pool: str = ""
+    created_at: datetime = ZERO_TIME
+    last_used_at: datetime = ZERO_TIME
+
+    @property
+    def storage_name(self) -> str:
+        """The name on pools, in logs and in liblxc: prefixed outside the default project, as LXD does."""
+        return self.name if self.project == "default" else f"{self.project}_{self.name}"
+
+    @property
+    def volume(self) -> VolumeRef:
+        return VolumeRef(self.pool, "container", self.storage_name)
+
+    @property
+    def url(self) -> str:
+        return instance_url(self.project, self.name)
+
+
+class ProfileRecord(Struct):
+    """The document `/profiles/PROJECT/NAME`."""
+
+    name: str
+    project: str = "default"
+    description: str = ""
+    config: Config = field(default_factory=dict)
+    devices: DeviceEntries = field(default_factory=dict)
+
+
+class Expanded(Struct, frozen=True):
+    """An instance's settings with its profiles' underneath; later profiles win, the instance wins over all."""
+
+    config: Config
+    devices: DeviceEntries
+
+    def root(self) -> tuple[str, dict[str, str]] | None:
+        """Name and entry of the root disk."""
+        return next(((name, entry) for name, entry in self.devices.items() if is_root(entry)), None)
+
+
+def expand(profiles: Iterable[ProfileRecord], config: Mapping[str, str], devices: DeviceEntries) -> Expanded:
+    """Merge as LXD does: configuration key by key, devices by name and whole."""
+    all_config: Config = {}
+    all_devices: DeviceEntries = {}
+    for profile in profiles:
+        all_config.update(profile.config)
+        all_devices.update(profile.devices)
+    all_config.update(config)
+    all_devices.update(devices)
+    return Expanded(all_config, all_devices)
+
+
+def instance_url(project: str, name: str) -> str:
+    """The instance's place in the API, as `used_by` and events give it."""
+    suffix = "" if project == "default" else f"?project={project}"
+    return f"/1.0/instances/{name}{suffix}"
+
+
+def device_volatile(config: Mapping[str, str], device: str) -> Config:
+    """The `volatile.DEVICE.*` keys of a configuration, without that prefix."""
+    prefix = f"volatile.{device}."
+    return {key[len(prefix) :]: value for key, value in config.items() if key.startswith(prefix)}

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading instances and profiles: lookups with LXD's errors, expansion, and the answers of the API."""
+
+from collections.abc import Iterable, Sequence
+
+from flexd.api.instance import Instance
+from flexd.api.profile import Profile
+from flexd.instances.record import (
+    DeviceEntries,
+    Expanded,
+    InstanceNotFound,
+    InstanceRecord,
+    ProfileNotFound,
+    ProfileRecord,
+    expand,
+)
+from flexd.store.documents import Document, Documents, Mirror
+
+STATUS_CODES = {"Stopped": 102, "Running": 103, "Frozen": 110, "Error": 112}
+
+
+class Registry:
+    """Documents of instances and profiles; every read is from memory."""
+
+    def __init__(self, mirror: Mirror) -> None:
+        self.instances = Documents(mirror, "instances", InstanceRecord)
+        self.profiles = Documents(mirror, "profiles", ProfileRecord)
+
+    def find(self, project: str, name: str) -> Document[InstanceRecord]:
+        document = self.instances.get(project, name)
+        if document is None:
+            raise InstanceNotFound
+        return document
+
+    def instance(self, project: str, name: str) -> InstanceRecord:
+        return self.find(project, name).value
+
+    def all_instances(self, project: str | None = None) -> list[InstanceRecord]:
+        documents = self.instances.list() if project is None else self.instances.list(project)
+        return [document.value for document in documents]
+
+    def find_profile(self, project: str, name: str) -> Document[ProfileRecord]:
+        document = self.profiles.get(project, name)
+        if document is None:
+            raise ProfileNotFound(name)
+        return document
+
+    def expand(self, record: InstanceRecord) -> Expanded:
+        return self.expand_with(record.project, record.profiles, record.config, record.devices)
+
+    def expand_with(
+        self, project: str, profiles: Sequence[str], config: dict[str, str], devices: DeviceEntries
+    ) -> Expanded:
+        """`ProfileNotFound` if a profile of the list is not there."""
+        found = [self.find_profile(project, name).value for name in profiles]
+        return expand(found, config, devices)
+
+    def users_of_profile(self, project: str, name: str) -> list[InstanceRecord]:
+        return [record for record in self.all_instances(project) if name in record.profiles]
+
+
+def show_instance(record: InstanceRecord, expanded: Expanded, status: str) -> Instance:
+    """The instance as `GET /1.0/instances/NAME` shows it."""
+    return Instance(
+        name=record.name,
+        project=record.project,
+        type=record.type,
+        architecture=record.architecture,
+        description=record.description,
+        ephemeral=record.ephemeral,
+        profiles=record.profiles,
+        config=record.config,
+        devices=record.devices,
+        expanded_config=expanded.config,
+        expanded_devices=expanded.devices,
+        created_at=record.created_at,
+        last_used_at=record.last_used_at,
+        location="none",
+        status=status,
+        status_code=STATUS_CODES[status],
+    )
+
+
+def show_profile(record: ProfileRecord, used_by: Iterable[str]) -> Profile:
+    return Profile(
+        name=record.name,
+        description=record.description,
+        config=record.config,
+        devices=record.devices,
+        used_by=list(used_by),
+    )

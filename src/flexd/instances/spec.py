@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From an instance's settings to what the runtime starts; pure."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from flexd.api.idmap import IdMap
+from flexd.api.units import is_true
+from flexd.devices.contract import RunConfig
+from flexd.instances.record import Config, Expanded, InstanceRecord
+from flexd.runtime.contract import ContainerSpec
+
+
+def environment(config: Config) -> Config:
+    """The `environment.*` keys, without that prefix."""
+    prefix = "environment."
+    return {key[len(prefix) :]: value for key, value in config.items() if key.startswith(prefix)}
+
+
+def container_spec(
+    record: InstanceRecord,
+    expanded: Expanded,
+    rootfs: Path,
+    idmap: IdMap,
+    parts: Iterable[RunConfig],
+    *,
+    seccomp_profile: str,
+) -> ContainerSpec:
+    """Everything that the start of an instance needs to know."""
+    parts = list(parts)
+    return ContainerSpec(
+        name=record.storage_name,
+        rootfs=rootfs,
+        idmap=idmap,
+        hostname=record.name,
+        architecture=record.architecture,
+        nics=tuple(nic for part in parts for nic in part.nics),
+        mounts=tuple(mount for part in parts for mount in part.mounts),
+        environment=environment(expanded.config),
+        nesting=is_true(expanded.config.get("security.nesting")),
+        seccomp_profile=seccomp_profile,
+        raw=expanded.config.get("raw.lxc", ""),
+    )
