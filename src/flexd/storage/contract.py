@@ -12,10 +12,11 @@ from typing import Literal, Protocol
 
 from msgspec import Struct, field
 
-from flexd.api.errors import BadRequest, Conflict, NotFound
+from flexd.api.errors import BadRequest, Conflict, FlexdError, NotFound, Unavailable
 from flexd.api.idmap import IdMap
 from flexd.api.keys import Key
 from flexd.api.times import ZERO_TIME
+from flexd.host.contract import Host
 
 VolumeKind = Literal["container", "virtual-machine", "image", "custom"]
 Unpack = Callable[[Path], Awaitable[None]]
@@ -36,6 +37,14 @@ class VolumeInUse(Conflict):
 
 class QuotaUnsupported(BadRequest):
     """A size was asked for that this pool cannot enforce; the message says why."""
+
+
+class IdmapUnsupported(FlexdError):
+    """This kernel or file system cannot show a volume under another id map; the message says what would."""
+
+
+class PoolUnavailable(Unavailable):
+    """The pool could not be made usable when the daemon started; the message says why."""
 
 
 class PoolRecord(Struct):
@@ -117,10 +126,27 @@ class Driver(Protocol):
     async def mount_volume(self, kind: VolumeKind, name: str, idmap: IdMap) -> Path:
         """Make it usable with ids seen as the map's host ids (empty: as on disk); returns the directory to use: the
         container's root for an instance volume, the volume itself for a custom one. Mounted already: the same path.
-        Shifts what was written under another map first, where the driver keeps shifted ids on disk."""
+        Shifts what was written under another map first, where the driver keeps shifted ids on disk. A custom volume
+        has users with maps of their own, so it is mounted with the empty map; each user's view is a bind mount that
+        `flexd.storage.attachments` makes."""
         ...
 
     async def unmount_volume(self, kind: VolumeKind, name: str) -> None: ...
     async def list_volumes(self) -> list[tuple[VolumeKind, str]]:
         """What is on disk, for recovery."""
         ...
+
+    async def close(self) -> None:
+        """End background work (removals); what is left over is taken up by the next `mount_pool`."""
+        ...
+
+
+class DriverClass(Protocol):
+    """How a driver is made: for one pool, working below `directory` (the pool's place under $FLEXD_DIR)."""
+
+    KEYS: tuple[Key, ...]
+    VOLUME_KEYS: tuple[Key, ...]
+    name: str
+    version: str
+
+    def __call__(self, *, host: Host, pool: str, directory: Path, config: Mapping[str, str]) -> Driver: ...

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`dir`: every volume a plain directory, the image unpacked into each; works on any file system.
+
+`containers/c1/data` holds the files with ids as the container sees them; `containers/c1/rootfs` shows them through an
+idmapped bind mount, so toggling `security.privileged` rewrites nothing.
+"""
+
+import asyncio
+from pathlib import Path
+
+from flexd.api.idmap import IdMap
+from flexd.storage.contract import IdmapUnsupported, Unpack, VolumeKind
+from flexd.storage.directory import DirectoryDriver
+
+
+class DirDriver(DirectoryDriver):
+    name = "dir"
+    version = "1"
+    optimized_images = False
+
+    async def probe(self) -> str | None:
+        return None
+
+    async def has_image(self, fingerprint: str) -> bool:
+        return False
+
+    async def create_image(self, fingerprint: str, unpack: Unpack) -> None:
+        """Images are unpacked into each volume: nothing to keep."""
+
+    async def delete_image(self, fingerprint: str) -> None:
+        pass
+
+    async def create_from_image(
+        self, kind: VolumeKind, name: str, fingerprint: str, unpack: Unpack, *, size_bytes: int
+    ) -> None:
+        async def fill(staging: Path) -> None:
+            await unpack(staging / "data")
+
+        await self._create(kind, name, size_bytes=size_bytes, fill=fill)
+
+    def _lay_out(self, volume: Path) -> None:
+        (volume / "data").mkdir(mode=0o755)
+        (volume / "rootfs").mkdir(mode=0o700)
+
+    async def _mount(self, volume: Path, idmap: IdMap) -> None:
+        if not idmap:
+            await self._host.mounts.bind(volume / "data", volume / "rootfs")
+            return
+        features = await self._host.machine.features()
+        if not features.idmapped_mounts:
+            raise IdmapUnsupported(
+                f'Failed mounting volume "{volume.name}" of storage pool "{self._pool}": unprivileged containers on '
+                f"the dir driver need idmapped mounts (Linux 5.12 or newer; this is {features.kernel_version})"
+            )
+        await self._host.mounts.idmapped_bind(volume / "data", volume / "rootfs", idmap)
+
+    async def _change_idmap(self, volume: Path, old: IdMap | None, new: IdMap) -> None:
+        """Ids on disk are the container's own under every map."""
+        await asyncio.to_thread(self._admit, volume, new)
+
+
+DRIVER = DirDriver
