@@ -107,6 +107,10 @@ class Processes(Protocol):
         """Send a signal through a pidfd, so never to a stranger; False if the process is gone."""
         ...
 
+    async def command_line(self, pid: int) -> list[str]:
+        """`/proc/PID/cmdline` as words; empty for a kernel thread, a zombie, and a pid that is gone."""
+        ...
+
     async def children(self, pid: int) -> list[int]:
         """Pids of the direct children (`/proc/PID/task/*/children`)."""
         ...
@@ -329,6 +333,10 @@ class Links(Protocol):
 
     async def set_sysctl(self, name: str, family: str, key: str, value: str) -> None:
         """`net.<family>.conf.<name>.<key>`, family "ipv4" or "ipv6"; name may be "all" or "default"."""
+        ...
+
+    async def get_sysctl(self, name: str, family: str, key: str) -> str | None:
+        """What `set_sysctl` sets, without the line's end; None where the kernel does not have it (IPv6 off)."""
         ...
 
     async def neighbours(self, name: str) -> list[tuple[str, str]]:

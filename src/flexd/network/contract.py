@@ -1,26 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
 """Networks: the data shared with the rest, and what a driver does.
 
-`flexd.network.networks.Networks` is the service; `drivers/<type>.py` are the drivers, found by scanning the folder.
+`flexd.network.networks.Networks` is the service; `drivers/<type>.py` are the drivers, found by scanning the folder:
+each module names its class as `DRIVER`.
 """
 
+from collections.abc import Callable
 from datetime import datetime
-from typing import Protocol
+from pathlib import Path
+from typing import ClassVar, Protocol
 
 from msgspec import Struct, field
 
-from flexd.api.errors import Conflict, Fault, NotFound
+from flexd.api.errors import BadRequest, Fault, NotFound
 from flexd.api.keys import Key
 from flexd.api.network import NetworkLease, NetworkState
 from flexd.api.times import ZERO_TIME
+from flexd.host.contract import Host
 
 
 class NetworkNotFound(NotFound):
-    pass
+    def __init__(self) -> None:
+        super().__init__("Network not found")
 
 
-class NetworkInUse(Conflict):
-    pass
+class NetworkInUse(BadRequest):
+    """LXD answers 400, not 409."""
+
+    def __init__(self) -> None:
+        super().__init__("The network is currently in use")
 
 
 class NetworkRecord(Struct):
@@ -46,14 +54,35 @@ class Port(Struct, frozen=True):
     ipv6_address: str = ""
 
 
+class Attachment(Struct, frozen=True):
+    """Where an instance's interface is plugged in: the host's bridge and the MTU that the interface takes from it."""
+
+    bridge: str
+    mtu: int
+
+
+class DriverContext(Struct, frozen=True):
+    """What every driver gets: `directory` is the network's own; `reserved` lists the subnets (CIDR) of the other
+    managed networks."""
+
+    host: Host
+    directory: Path
+    reserved: Callable[[], list[str]]
+
+
 class Driver(Protocol):
-    """One network on this host. All methods are idempotent."""
+    """One network on this host. All methods are idempotent, and `stop` works whatever is left of the network.
 
-    type: str
-    KEYS: tuple[Key, ...]
+    `Class(context, name, config)` makes one without touching the host.
+    """
 
-    async def fill(self, config: dict[str, str]) -> dict[str, str]:
-        """Resolve "auto" and what is absent into real values (free subnets)."""
+    type: ClassVar[str]
+    KEYS: ClassVar[tuple[Key, ...]]
+
+    def __init__(self, context: DriverContext, name: str, config: dict[str, str]) -> None: ...
+
+    async def fill(self, config: dict[str, str], *, new: bool) -> dict[str, str]:
+        """Resolve "auto" into real values (free subnets); for a new network also what is absent."""
         ...
 
     def faults(self, config: dict[str, str]) -> list[Fault]:
@@ -64,12 +93,11 @@ class Driver(Protocol):
         """Make the host match the configuration; also after a daemon or host restart, and after an edit."""
         ...
 
-    async def stop(self) -> None: ...
-    async def rename(self, new_name: str) -> None:
-        """Called while stopped."""
+    async def stop(self) -> None:
+        """Take everything off the host; the directory stays."""
         ...
 
-    async def update(self, old: dict[str, str], new: dict[str, str]) -> None:
+    async def update(self, new: dict[str, str]) -> None:
         """Apply an edit live; instances keep their links."""
         ...
 
@@ -77,5 +105,15 @@ class Driver(Protocol):
         """The whole list of known ports: static leases, DNS names."""
         ...
 
+    async def port(self, port: Port, *, choose: bool) -> Port:
+        """Check a port's addresses against the configuration and the other ports (`InvalidInput`), paths relative to
+        the device; with `choose` fill in free static ones where it has none."""
+        ...
+
+    def attachment(self) -> Attachment: ...
     async def state(self) -> NetworkState: ...
     async def leases(self) -> list[NetworkLease]: ...
+
+    def warnings(self) -> list[str]:
+        """What does not work here though it is configured, as found by the last start, in words for people."""
+        ...
