@@ -12,7 +12,7 @@ import msgspec
 from flexd.devices.contract import DeviceContext
 from flexd.devices.devices import Devices
 from flexd.images.images import Images
-from flexd.instances.idmaps import from_wire
+from flexd.instances.allocator import current_idmap
 from flexd.instances.record import Expanded, InstanceRecord, device_volatile
 from flexd.instances.registry import Registry
 from flexd.instances.spec import container_spec
@@ -120,13 +120,13 @@ class Actions:
             device=device,
             config=expanded.devices[device],
             volatile=device_volatile(record.config, device),
-            idmap=from_wire(record.config.get("volatile.idmap.current", "")),
+            idmap=current_idmap(record.config),
             directory=self._directory / record.storage_name,
         )
 
     async def _mount(self, args: Args, _progress: Progress) -> None:
         record, _ = self._load(args)
-        await self._pools.mount(record.volume, from_wire(record.config.get("volatile.idmap.current", "")))
+        await self._pools.mount(record.volume, current_idmap(record.config))
 
     async def _unmount(self, args: Args) -> None:
         record, _ = self._load(args)
@@ -155,7 +155,7 @@ class Actions:
         record, expanded = self._load(args)
         if await self._runtime.find(record.storage_name) is not None:
             return  # started before a crash of the daemon
-        idmap = from_wire(record.config.get("volatile.idmap.current", ""))
+        idmap = current_idmap(record.config)
         rootfs = await self._pools.mount(record.volume, idmap)
         parts = []
         for device, entry in expanded.devices.items():

@@ -17,6 +17,7 @@ from flexd.devices.devices import Devices
 from flexd.images.contract import ImageRecord
 from flexd.images.images import Images
 from flexd.instances.actions import Actions
+from flexd.instances.allocator import IdmapAllocator
 from flexd.instances.check import new_volatile, root_fault, root_size_bytes, settings_faults, without_stale_volatile
 from flexd.instances.lifecycle import Lifecycle
 from flexd.instances.names import check_instance_name, make_name
@@ -53,6 +54,7 @@ class Instances:
         images: Images,
         actions: Actions,
         lifecycle: Lifecycle,
+        allocator: IdmapAllocator,
         journal: Journal,
         operations: Operations,
         locks: Locks,
@@ -65,6 +67,7 @@ class Instances:
         self._images = images
         self._actions = actions
         self._lifecycle = lifecycle
+        self._allocator = allocator
         self._journal = journal
         self._operations = operations
         self._locks = locks
@@ -98,7 +101,7 @@ class Instances:
         if post.instance_type:
             raise BadRequest(f'Failed creating instance "{name}": instance type "{post.instance_type}" is not known')
         image = self._source_image(project, name, post.source)
-        record, expanded = self._resolve(project, name, post, image)
+        record, expanded = await self._resolve(project, name, post, image)
         await self._check_host(record, expanded)
         return self._operations.start(
             kind="task",
@@ -139,7 +142,7 @@ class Instances:
         newest = max(fitting, key=lambda image: image.created_at)
         return self._images.resolve(project, newest.fingerprint)
 
-    def _resolve(
+    async def _resolve(
         self, project: str, name: str, post: InstancesPost, image: ImageRecord | None
     ) -> tuple[InstanceRecord, Expanded]:
         """The record to write; raises every fault at once."""
@@ -157,6 +160,7 @@ class Instances:
         raise_faults([missing] if missing else [])
         config |= new_volatile(self._devices, expanded, {})
         config["volatile.uuid"] = str(uuid.uuid4())
+        config["volatile.last_state.idmap"] = "[]"
         root = expanded.root()
         record = InstanceRecord(
             name=name,
@@ -170,6 +174,7 @@ class Instances:
             pool=root[1]["pool"] if root else "",
             created_at=now(),
         )
+        config |= await self._allocator.choose(expanded.config, record.storage_name)
         return record, self._registry.expand_with(project, profiles, config, post.devices)
 
     def _image_config(self, image: ImageRecord) -> Config:

@@ -16,9 +16,8 @@ from flexd.api.instance_state import InstanceStatePut
 from flexd.api.times import now
 from flexd.api.units import is_true
 from flexd.devices.devices import Devices
-from flexd.host.contract import Host, SubordinateRange
+from flexd.instances.allocator import IdmapAllocator
 from flexd.instances.check import new_volatile
-from flexd.instances.idmaps import choose_idmap, isolated_range, to_wire
 from flexd.instances.plan import cleanup_plan, delete_plan, start_plan
 from flexd.instances.ports import PortList
 from flexd.instances.record import Expanded, InstanceRecord
@@ -65,7 +64,7 @@ class Lifecycle:
         devices: Devices,
         runtime: Runtime,
         ports: PortList,
-        host: Host,
+        allocator: IdmapAllocator,
         journal: Journal,
         operations: Operations,
         locks: Locks,
@@ -75,13 +74,12 @@ class Lifecycle:
         self._devices = devices
         self._runtime = runtime
         self._ports = ports
-        self._host = host
+        self._allocator = allocator
         self._journal = journal
         self._operations = operations
         self._locks = locks
         self._events = events
         self._live: dict[str, _Live] = {}
-        self._range: SubordinateRange | None = None
         self._host_goes_down = False
 
     # --- what runs ---
@@ -206,34 +204,18 @@ class Lifecycle:
         found = self._registry.find(project, name)
         record = found.value
         expanded = self._registry.expand(record)
-        idmap, base = choose_idmap(expanded.config, await self._allowed(), self._taken(record))
         config = dict(record.config)
         config |= new_volatile(self._devices, expanded, config)
-        wire = to_wire(idmap)
+        config |= await self._allocator.choose(expanded.config, record.storage_name)
         config |= {
-            "volatile.idmap.base": str(base),
-            "volatile.idmap.current": wire,
-            "volatile.idmap.next": wire,
-            "volatile.last_state.idmap": wire,
+            "volatile.idmap.current": config["volatile.idmap.next"],
+            "volatile.last_state.idmap": config["volatile.idmap.next"],
             "volatile.last_state.power": "RUNNING",
         }
         changed = msgspec.structs.replace(record, config=config, last_used_at=now())
         await self._registry.instances.update((project, name), changed, found.revision)
         await self._ports.announce(self._registry.expand(changed))
         return changed
-
-    async def _allowed(self) -> SubordinateRange:
-        if self._range is None:
-            self._range = await self._host.machine.subordinate_ids()
-        return self._range
-
-    def _taken(self, but: InstanceRecord) -> list[tuple[int, int]]:
-        ranges = (
-            isolated_range(self._registry.expand(other).config)
-            for other in self._registry.all_instances()
-            if other.storage_name != but.storage_name
-        )
-        return [taken for taken in ranges if taken is not None]
 
     # --- stop ---
 

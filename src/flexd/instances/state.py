@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an instance uses right now: CPU, memory, disk, processes, network; for one or for all in one go."""
+
+import asyncio
+from collections.abc import Sequence
+
+import msgspec
+
+from flexd.api.instance import Instance, InstanceFull
+from flexd.api.instance_state import (
+    InstanceState,
+    InstanceStateCPU,
+    InstanceStateDisk,
+    InstanceStateMemory,
+    InstanceStateNetwork,
+    InstanceStateNetworkAddress,
+    InstanceStateNetworkCounters,
+)
+from flexd.host.contract import CgroupStats, Host, Link
+from flexd.instances.lifecycle import Lifecycle
+from flexd.instances.record import InstanceRecord
+from flexd.instances.registry import STATUS_CODES, Registry, show_instance
+from flexd.runtime.contract import RunningContainer
+from flexd.storage.pools import Pools
+
+
+class States:
+    """The service behind `…/state` and `recursion=2`."""
+
+    def __init__(self, *, registry: Registry, lifecycle: Lifecycle, host: Host, pools: Pools) -> None:
+        self._registry = registry
+        self._lifecycle = lifecycle
+        self._host = host
+        self._pools = pools
+
+    async def state(self, project: str, name: str) -> InstanceState:
+        return (await self._states([self._registry.instance(project, name)]))[0]
+
+    async def full(self, project: str) -> list[InstanceFull]:
+        return await self._full(self._registry.all_instances(project))
+
+    async def show_full(self, project: str, name: str) -> InstanceFull:
+        return (await self._full([self._registry.instance(project, name)]))[0]
+
+    async def _full(self, records: Sequence[InstanceRecord]) -> list[InstanceFull]:
+        states = await self._states(records)
+        shown = []
+        for record, state in zip(records, states, strict=True):
+            instance = show_instance(record, self._registry.expand(record), state.status)
+            shown.append(_with_state(instance, state))
+        return shown
+
+    async def _states(self, records: Sequence[InstanceRecord]) -> list[InstanceState]:
+        """In order; the host is asked once for all, not once for each."""
+        running = {r.storage_name: c for r in records if (c := self._lifecycle.running(r)) is not None}
+        containers = list(running.values())
+        stats, links, host_links = await asyncio.gather(
+            self._host.cgroups.stats([container.cgroup for container in containers]),
+            self._host.links.inside([container.init.pid for container in containers]),
+            self._host_names() if containers else _nothing(),
+        )
+        figures = dict(zip(running, zip(containers, stats, links, strict=True), strict=True))
+        states = []
+        for record in records:
+            disk = await self._disk(record)
+            found = figures.get(record.storage_name)
+            status = self._lifecycle.status(record)
+            states.append(_state(status, disk, found, host_links))
+        return states
+
+    async def _host_names(self) -> dict[int, str]:
+        """Names of the host's links by ifindex: the other ends of veth pairs."""
+        return {link.index: link.name for link in await self._host.links.all()}
+
+    async def _disk(self, record: InstanceRecord) -> dict[str, InstanceStateDisk]:
+        root = self._registry.expand(record).root()
+        usage = await self._pools.usage(record.volume) if root is not None else None
+        return {root[0]: InstanceStateDisk(usage)} if root is not None and usage is not None else {}
+
+
+async def _nothing() -> dict[int, str]:
+    return {}
+
+
+def _with_state(instance: Instance, state: InstanceState) -> InstanceFull:
+    fields = {name: getattr(instance, name) for name in Instance.__struct_fields__}
+    return InstanceFull(**fields, state=state)
+
+
+def _state(
+    status: str,
+    disk: dict[str, InstanceStateDisk],
+    found: tuple[RunningContainer, CgroupStats, list[Link]] | None,
+    host_links: dict[int, str],
+) -> InstanceState:
+    state = InstanceState(status=status, status_code=STATUS_CODES[status], disk=disk)
+    if found is None:
+        return state
+    container, stats, links = found
+    state.pid = container.init.pid
+    state.processes = stats.processes or 0
+    state.cpu = InstanceStateCPU(stats.cpu_usage_ns or 0)
+    state.memory = InstanceStateMemory(
+        usage=stats.memory_usage_bytes or 0,
+        usage_peak=stats.memory_peak_bytes or 0,
+        swap_usage=stats.swap_usage_bytes or 0,
+        swap_usage_peak=stats.swap_peak_bytes or 0,
+    )
+    state.network = {link.name: _network(link, host_links) for link in links}
+    return state
+
+
+def _network(link: Link, host_links: dict[int, str]) -> InstanceStateNetwork:
+    addresses = [
+        InstanceStateNetworkAddress(
+            family=address.family, address=address.address, netmask=str(address.prefix), scope=address.scope
+        )
+        for address in link.addresses
+    ]
+    return InstanceStateNetwork(
+        addresses=addresses,
+        counters=InstanceStateNetworkCounters(**msgspec.structs.asdict(link.counters)),
+        hwaddr=link.hwaddr if not link.loopback else "",
+        host_name=host_links.get(link.peer_index, "") if link.peer_index else "",
+        mtu=link.mtu,
+        state="up" if link.up else "down",
+        type="loopback" if link.loopback else "broadcast",
+    )
