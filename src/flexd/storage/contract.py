@@ -62,7 +62,7 @@ class VolumeRecord(Struct):
 
     name: str
     pool: str
-    kind: str
+    kind: VolumeKind
     project: str = "default"
     description: str = ""
     config: dict[str, str] = field(default_factory=dict)
@@ -123,12 +123,16 @@ class Driver(Protocol):
         """Bytes used, where it is known without walking the tree; else None."""
         ...
 
+    def volume_path(self, kind: VolumeKind, name: str) -> Path:
+        """What belongs to the volume alone on disk, for `du`: an overlay's own layer, not its image."""
+        ...
+
     async def mount_volume(self, kind: VolumeKind, name: str, idmap: IdMap) -> Path:
         """Make it usable with ids seen as the map's host ids (empty: as on disk); returns the directory to use: the
         container's root for an instance volume, the volume itself for a custom one. Mounted already: the same path.
         Shifts what was written under another map first, where the driver keeps shifted ids on disk. A custom volume
-        has users with maps of their own, so it is mounted with the empty map; each user's view is a bind mount that
-        `flexd.storage.attachments` makes."""
+        has users with maps of their own, so it is mounted with the empty map; each user's view is an idmapped bind
+        mount of that, made by the disk device."""
         ...
 
     async def unmount_volume(self, kind: VolumeKind, name: str) -> None: ...

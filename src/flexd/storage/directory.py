@@ -74,6 +74,10 @@ class DirectoryDriver:
         """The directory that the fact `idmap` is true of."""
         return volume
 
+    def _content(self, volume: Path) -> Path:
+        """What of an instance volume is its own on disk."""
+        return volume / "data"
+
     # --- the pool ---
 
     async def create_pool(self) -> dict[str, str]:
@@ -87,8 +91,9 @@ class DirectoryDriver:
         return {key: value for key, value in filled.items() if value}
 
     async def delete_pool(self) -> None:
+        """Only what a driver makes is removed: the source may be a directory that somebody else made."""
         await self._finish_removals()
-        for entry in await asyncio.to_thread(self._entries):
+        for entry in await asyncio.to_thread(self._own_entries):
             await self._host.files.remove_tree(entry)
         await self._host.mounts.unmount(self._directory)
         await self._host.files.remove_tree(self._directory)
@@ -137,11 +142,13 @@ class DirectoryDriver:
             path.mkdir(exist_ok=True)
             path.chmod(0o711 if kind in ("container", "virtual-machine") else 0o700)
 
-    def _entries(self) -> list[Path]:
-        return list(self._directory.iterdir()) if self._directory.is_dir() else []
+    def _own_entries(self) -> list[Path]:
+        folders = [self._directory / folder for folder in _FOLDERS.values()]
+        return self._leftovers() + [folder for folder in folders if folder.is_dir()]
 
     def _leftovers(self) -> list[Path]:
-        return [entry for entry in self._entries() if entry.name.startswith((".creating-", ".deleting-"))]
+        found = list(self._directory.iterdir()) if self._directory.is_dir() else []
+        return [entry for entry in found if entry.name.startswith((".creating-", ".deleting-"))]
 
     # --- volumes ---
 
@@ -175,6 +182,10 @@ class DirectoryDriver:
         volume = self._volume(kind, name)
         project = await asyncio.to_thread(read_number, volume, "project")
         return None if project is None else await self._host.quotas.usage(volume, project)
+
+    def volume_path(self, kind: VolumeKind, name: str) -> Path:
+        volume = self._volume(kind, name)
+        return volume / "data" if kind == "custom" else self._content(volume)
 
     async def mount_volume(self, kind: VolumeKind, name: str, idmap: IdMap) -> Path:
         await self._require(kind, name)

@@ -22,6 +22,7 @@ class DirDriver(DirectoryDriver):
         return None
 
     async def has_image(self, fingerprint: str) -> bool:
+        del fingerprint
         return False
 
     async def create_image(self, fingerprint: str, unpack: Unpack) -> None:
@@ -33,6 +34,8 @@ class DirDriver(DirectoryDriver):
     async def create_from_image(
         self, kind: VolumeKind, name: str, fingerprint: str, unpack: Unpack, *, size_bytes: int
     ) -> None:
+        del fingerprint
+
         async def fill(staging: Path) -> None:
             await unpack(staging / "data")
 
@@ -56,6 +59,7 @@ class DirDriver(DirectoryDriver):
 
     async def _change_idmap(self, volume: Path, old: IdMap | None, new: IdMap) -> None:
         """Ids on disk are the container's own under every map."""
+        del old
         await asyncio.to_thread(self._admit, volume, new)
 
 

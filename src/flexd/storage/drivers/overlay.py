@@ -130,6 +130,9 @@ class OverlayDriver(DirectoryDriver):
     def _layer(self, volume: Path) -> Path:
         return volume / "layer"
 
+    def _content(self, volume: Path) -> Path:
+        return volume / "layer" / "upper"
+
     async def _mount(self, volume: Path, idmap: IdMap) -> None:
         layer, rootfs = volume / "layer", volume / "rootfs"
         fingerprint = await asyncio.to_thread(_fingerprint, volume / "lower")

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names of pools and volumes: LXD's rules, names on disk, and URLs."""
+
+import re
+from urllib.parse import quote
+
+from flexd.api.errors import BadRequest
+from flexd.storage.contract import VolumeRecord, VolumeRef
+
+DEFAULT_PROJECT = "default"
+# A pool's name is a directory, a volume's one too.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+
+def check_pool_name(name: str) -> None:
+    if not name:
+        raise BadRequest("No name provided")
+    if not _NAME.fullmatch(name):
+        raise BadRequest(f'Invalid storage pool name "{name}": 1 to 63 letters, digits, dots, dashes and underscores')
+
+
+def check_volume_name(name: str) -> None:
+    if not name:
+        raise BadRequest("No name provided")
+    if "/" in name:
+        raise BadRequest("Storage volume names may not contain slashes")
+    if not _NAME.fullmatch(name):
+        raise BadRequest(f'Invalid storage volume name "{name}": 1 to 63 letters, digits, dots, dashes and underscores')
+
+
+def storage_name(project: str, name: str) -> str:
+    """The name on disk: prefixed outside the default project, as LXD does."""
+    return name if project == DEFAULT_PROJECT else f"{project}_{name}"
+
+
+def volume_ref(record: VolumeRecord) -> VolumeRef:
+    return VolumeRef(record.pool, record.kind, storage_name(record.project, record.name))
+
+
+def volume_url(record: VolumeRecord) -> str:
+    """`/1.0/storage-pools/default/volumes/custom/data`."""
+    path = f"/1.0/storage-pools/{quote(record.pool)}/volumes/{record.kind}/{quote(record.name)}"
+    return path + _project_query(record.project)
+
+
+def owner_url(record: VolumeRecord) -> str:
+    """What `used_by` of a pool shows for a volume: the instance or image that owns it, or the volume itself."""
+    if record.kind == "custom":
+        return volume_url(record)
+    folder = "images" if record.kind == "image" else "instances"
+    return f"/1.0/{folder}/{quote(record.name)}" + _project_query(record.project)
+
+
+def pool_url(name: str) -> str:
+    return f"/1.0/storage-pools/{quote(name)}"
+
+
+def _project_query(project: str) -> str:
+    return "" if project == DEFAULT_PROJECT else f"?project={quote(project)}"

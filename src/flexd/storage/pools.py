@@ -1,0 +1,330 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Storage pools, and the instance volumes on them.
+
+Reads are from memory. Instance volumes are made and removed by the instances package in journalled steps, so every
+method for them is idempotent and keeps the volume's document along with what is on disk.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from flexd.api.errors import BadRequest, Conflict, Fault, FlexdError, raise_faults
+from flexd.api.idmap import IdMap
+from flexd.api.keys import Key, check_config
+from flexd.api.resources import ResourcesStoragePool, ResourcesStoragePoolInodes, ResourcesStoragePoolSpace
+from flexd.api.server import ServerStorageDriverInfo
+from flexd.api.storage_pool import StoragePool, StoragePoolPut, StoragePoolsPost
+from flexd.api.times import now
+from flexd.api.units import parse_size
+from flexd.host.contract import Host
+from flexd.operations.contract import Plan, Progress, Step
+from flexd.operations.events import Events
+from flexd.operations.journal import Journal
+from flexd.operations.locks import Locks
+from flexd.storage import drivers
+from flexd.storage.contract import (
+    Driver,
+    PoolNotFound,
+    PoolRecord,
+    PoolUnavailable,
+    Unpack,
+    VolumeRecord,
+    VolumeRef,
+)
+from flexd.storage.names import DEFAULT_PROJECT, check_pool_name, owner_url, pool_url, volume_ref
+from flexd.store.documents import Document, Documents, Mirror
+
+log = logging.getLogger(__name__)
+
+UsedBy = Callable[[str], list[str]]
+
+POOL_KEYS = (
+    Key("rsync.bwlimit", description="Limit of rsync's bandwidth when a volume is copied between hosts"),
+    Key("rsync.compression", kind="bool", default="true", description="Whether rsync compresses between hosts"),
+    Key("user.*", description="Free-form"),
+)
+_FIXED = ("source", "volatile.")
+
+
+def pool_keys(driver: str) -> tuple[Key, ...]:
+    """Rows of a pool's configuration; `volume.*` are defaults for new volumes."""
+    found = drivers.load(driver)
+    defaults = (
+        msgspec.structs.replace(key, name=f"volume.{key.name}", required=False, default="") for key in found.VOLUME_KEYS
+    )
+    return (*found.KEYS, *POOL_KEYS, *defaults)
+
+
+class Pools:
+    """One per daemon; `start` before use."""
+
+    def __init__(
+        self, *, host: Host, mirror: Mirror, journal: Journal, locks: Locks, events: Events, directory: Path
+    ) -> None:
+        self._host = host
+        self._journal = journal
+        self._locks = locks
+        self._events = events
+        self._directory = directory
+        self._records = Documents(mirror, "storage-pools", PoolRecord)
+        self._volumes = Documents(mirror, "storage-volumes", VolumeRecord)
+        self._drivers: dict[str, Driver] = {}
+        self._faults: dict[str, str] = {}
+        self._used_by: UsedBy = lambda _name: []
+        journal.register("storage.create_pool", self._create_pool, self._uncreate_pool)
+        journal.register("storage.delete_pool", self._delete_pool)
+
+    def set_used_by(self, used_by: UsedBy) -> None:
+        """Who uses a pool besides its volumes (profiles, instances), as URLs."""
+        self._used_by = used_by
+
+    async def start(self) -> None:
+        """Mount every pool. One that fails is shown as unavailable, with the reason in the log; the rest works."""
+        await asyncio.gather(*(self._open(document.value) for document in self._records.list()))
+
+    async def close(self) -> None:
+        await asyncio.gather(*(driver.close() for driver in self._drivers.values()))
+
+    async def _open(self, record: PoolRecord) -> None:
+        driver = self._make_driver(record.name, record.driver, record.config)
+        self._drivers[record.name] = driver
+        try:
+            fault = await driver.probe()
+            if fault is None:
+                await driver.mount_pool()
+        except (FlexdError, OSError) as error:
+            fault = str(error)
+        if fault is not None:
+            self._faults[record.name] = fault
+            log.error('storage pool "%s" is unavailable: %s', record.name, fault)
+
+    # --- reading ---
+
+    def names(self) -> list[str]:
+        return [document.value.name for document in self._records.list()]
+
+    def record(self, name: str) -> PoolRecord:
+        return self._document(name).value
+
+    def show(self, name: str) -> StoragePool:
+        record = self.record(name)
+        return StoragePool(
+            config=dict(record.config),
+            description=record.description,
+            driver=record.driver,
+            locations=["none"],  # LXD's word for a daemon that is in no cluster
+            name=record.name,
+            status="Unavailable" if name in self._faults else "Created",
+            used_by=self.used_by(name),
+        )
+
+    def show_all(self) -> list[StoragePool]:
+        return [self.show(name) for name in self.names()]
+
+    def used_by(self, name: str) -> list[str]:
+        volumes = {owner_url(document.value) for document in self._volumes.list(name)}
+        return sorted(volumes | set(self._used_by(name)))
+
+    async def resources(self, name: str) -> ResourcesStoragePool:
+        self.driver(name)
+        usage = await self._host.files.filesystem(self._directory / name)
+        return ResourcesStoragePool(
+            inodes=ResourcesStoragePoolInodes(total=usage.inodes_total, used=usage.inodes_used),
+            space=ResourcesStoragePoolSpace(total=usage.total_bytes, used=usage.used_bytes),
+        )
+
+    async def drivers(self) -> list[ServerStorageDriverInfo]:
+        """The drivers that work on this host."""
+        found = []
+        for name in drivers.names():
+            driver = self._make_driver("", name, {})
+            if await driver.probe() is None:
+                found.append(ServerStorageDriverInfo(Name=name, Remote=False, Version=driver.version))
+        return found
+
+    def driver(self, name: str) -> Driver:
+        """The driver of a pool that can be used now."""
+        self._document(name)
+        fault = self._faults.get(name)
+        if fault is not None:
+            raise PoolUnavailable(f'Storage pool "{name}" is unavailable: {fault}')
+        return self._drivers[name]
+
+    def _document(self, name: str) -> Document[PoolRecord]:
+        document = self._records.get(name)
+        if document is None:
+            raise PoolNotFound("Storage pool not found")
+        return document
+
+    def _make_driver(self, name: str, driver: str, config: Mapping[str, str]) -> Driver:
+        return drivers.load(driver)(host=self._host, pool=name, directory=self._directory / name, config=config)
+
+    # --- pools ---
+
+    async def create(self, post: StoragePoolsPost) -> None:
+        check_pool_name(post.name)
+        raise_faults(self._new_pool_faults(post))
+        fault = await self._make_driver(post.name, post.driver, post.config).probe()
+        if fault is not None:
+            raise BadRequest(f'Failed creating storage pool "{post.name}": {fault}')
+        async with self._locks.hold(f"storage-pool/{post.name}", "create"):
+            if self._records.get(post.name) is not None:
+                raise Conflict(f'Storage pool "{post.name}" already exists')
+            record = PoolRecord(post.name, post.driver, post.description, _without_empty(post.config), now())
+            step = Step("storage.create_pool", {"record": msgspec.to_builtins(record)})
+            await self._journal.run(Plan(f'create storage pool "{post.name}"', (step,)))
+        self._events.lifecycle("storage-pool-created", pool_url(post.name), DEFAULT_PROJECT, {"driver": post.driver})
+
+    async def update(self, name: str, put: StoragePoolPut, *, patch: bool = False) -> None:
+        """Replace description and configuration; with `patch` only the keys that are given."""
+        async with self._locks.hold(f"storage-pool/{name}", "update"):
+            document = self._document(name)
+            old = document.value
+            kept = old.config if patch else {key: old.config[key] for key in old.config if key.startswith(_FIXED)}
+            config = _without_empty({**kept, **put.config})
+            faults = check_config(config, pool_keys(old.driver))
+            raise_faults([*faults, *_fixed_faults(old.config, config)])
+            description = put.description if put.description or not patch else old.description
+            new = msgspec.structs.replace(old, config=config, description=description)
+            await self._records.update((name,), new, document.revision)
+        self._events.lifecycle("storage-pool-updated", pool_url(name), DEFAULT_PROJECT)
+
+    async def delete(self, name: str) -> None:
+        async with self._locks.hold(f"storage-pool/{name}", "delete"):
+            record = self.record(name)
+            # Unpacked images are a cache that goes with the pool.
+            if any(not url.startswith("/1.0/images/") for url in self.used_by(name)):
+                raise BadRequest("The storage pool is currently in use")
+            step = Step("storage.delete_pool", {"record": msgspec.to_builtins(record)})
+            await self._journal.run(Plan(f'delete storage pool "{name}"', (step,), on_crash="finish"))
+        self._events.lifecycle("storage-pool-deleted", pool_url(name), DEFAULT_PROJECT)
+
+    def _new_pool_faults(self, post: StoragePoolsPost) -> list[Fault]:
+        if not post.driver:
+            return [Fault("driver", "No driver provided")]
+        faults = check_config(post.config, pool_keys(post.driver))
+        given = [key for key, value in post.config.items() if key.startswith("volatile.") and value]
+        return faults + [Fault(f"config.{key}", "volatile keys are set by the daemon") for key in given]
+
+    async def _create_pool(self, args: dict[str, Any], _progress: Progress) -> None:
+        record = msgspec.convert(args["record"], PoolRecord)
+        driver = self._make_driver(record.name, record.driver, record.config)
+        filled = await driver.create_pool()
+        full = msgspec.structs.replace(record, config={**record.config, **filled})
+        self._faults.pop(record.name, None)
+        self._drivers[record.name] = self._make_driver(record.name, record.driver, full.config)
+        await self._records.txn([self._records.put((record.name,), full)])
+
+    async def _uncreate_pool(self, args: dict[str, Any]) -> None:
+        record = msgspec.convert(args["record"], PoolRecord)
+        await self._records.delete((record.name,))
+        self._drivers.pop(record.name, None)
+        await self._make_driver(record.name, record.driver, record.config).delete_pool()
+
+    async def _delete_pool(self, args: dict[str, Any], _progress: Progress) -> None:
+        record = msgspec.convert(args["record"], PoolRecord)
+        driver = self._drivers.get(record.name) or self._make_driver(record.name, record.driver, record.config)
+        await driver.delete_pool()
+        for image in self._volumes.list(record.name, "image"):
+            await self._volumes.delete(image.path)
+        await self._records.delete((record.name,))
+        self._drivers.pop(record.name, None)
+        self._faults.pop(record.name, None)
+
+    # --- instance volumes ---
+
+    async def create_instance(
+        self, ref: VolumeRef, project: str, *, image: tuple[str, Unpack] | None, size_bytes: int
+    ) -> None:
+        """The root volume of an instance: a copy of the image (fingerprint, how to unpack it), or empty."""
+        driver = self.driver(ref.pool)
+        size_bytes = size_bytes or self.default_size(ref.pool)
+        if image is None:
+            await driver.create_volume(ref.kind, ref.name, size_bytes=size_bytes)
+        else:
+            fingerprint, unpack = image
+            await driver.create_from_image(ref.kind, ref.name, fingerprint, unpack, size_bytes=size_bytes)
+            if driver.optimized_images:
+                await self._note(VolumeRecord(fingerprint, ref.pool, "image", created_at=now()))
+        name = ref.name if project == DEFAULT_PROJECT else ref.name.removeprefix(f"{project}_")
+        await self._note(VolumeRecord(name, ref.pool, ref.kind, project, created_at=now()))
+
+    async def delete_volume(self, ref: VolumeRef) -> None:
+        """Remove a volume and its document; a pool that is gone has none."""
+        if self._records.get(ref.pool) is None:
+            return
+        await self.driver(ref.pool).delete_volume(ref.kind, ref.name)
+        for document in self._of(ref):
+            await self._volumes.delete(document.path)
+
+    async def rename_volume(self, ref: VolumeRef, new_name: str) -> None:
+        """`new_name` is a storage name too, of the same project."""
+        await self.driver(ref.pool).rename_volume(ref.kind, ref.name, new_name)
+        for document in self._of(ref):
+            old = document.value
+            name = new_name if old.project == DEFAULT_PROJECT else new_name.removeprefix(f"{old.project}_")
+            new = msgspec.structs.replace(old, name=name)
+            await self._volumes.txn([self._volumes.delete_op(document.path), self._volumes.put(_path(new), new)])
+
+    async def resize(self, ref: VolumeRef, size_bytes: int) -> None:
+        await self.driver(ref.pool).resize_volume(ref.kind, ref.name, size_bytes)
+
+    async def usage(self, ref: VolumeRef) -> int | None:
+        """Bytes used where the pool knows without walking the volume; None where it doesn't."""
+        return await self.driver(ref.pool).volume_usage(ref.kind, ref.name)
+
+    async def disk_usage(self, ref: VolumeRef) -> int:
+        """Bytes used, by walking the volume."""
+        return await self._host.files.disk_usage(self.driver(ref.pool).volume_path(ref.kind, ref.name))
+
+    async def mount(self, ref: VolumeRef, idmap: IdMap) -> Path:
+        """The container's root, or a custom volume's directory (its map is always the empty one)."""
+        return await self.driver(ref.pool).mount_volume(ref.kind, ref.name, idmap)
+
+    async def unmount(self, ref: VolumeRef) -> None:
+        await self.driver(ref.pool).unmount_volume(ref.kind, ref.name)
+
+    async def has_quota(self, pool: str) -> str | None:
+        """None if sizes can be enforced on a pool, else why not."""
+        return await self.driver(pool).quota_fault()
+
+    async def delete_image(self, fingerprint: str) -> None:
+        """Drop an image from all pools; volumes made from it stay."""
+        for name in self.names():
+            if name not in self._faults:
+                await self._drivers[name].delete_image(fingerprint)
+            await self._volumes.delete((name, "image", DEFAULT_PROJECT, fingerprint))
+
+    def default_size(self, pool: str) -> int:
+        """`volume.size` of a pool, for volumes made without one."""
+        return parse_size(self.record(pool).config.get("volume.size", ""))
+
+    async def _note(self, record: VolumeRecord) -> None:
+        """Keep a volume's document; one that is there stays as it is."""
+        path = _path(record)
+        if self._volumes.get(*path) is None:
+            await self._volumes.txn([self._volumes.put(path, record)])
+
+    def _of(self, ref: VolumeRef) -> list[Document[VolumeRecord]]:
+        """The document of a volume, found by its storage name."""
+        return [found for found in self._volumes.list(ref.pool, ref.kind) if volume_ref(found.value) == ref]
+
+
+def _path(record: VolumeRecord) -> tuple[str, str, str, str]:
+    return record.pool, record.kind, record.project, record.name
+
+
+def _without_empty(config: Mapping[str, str]) -> dict[str, str]:
+    """An empty value unsets a key."""
+    return {key: value for key, value in config.items() if value}
+
+
+def _fixed_faults(old: Mapping[str, str], new: Mapping[str, str]) -> Iterable[Fault]:
+    for key in sorted(old.keys() | new.keys()):
+        if key.startswith(_FIXED) and old.get(key, "") != new.get(key, ""):
+            yield Fault(f"config.{key}", f'the key "{key}" can\'t be changed once the pool exists')
