@@ -46,18 +46,15 @@ class Parts(Struct, frozen=True):
 
 
 class Kind:
-    """Base of device kinds. `type` and `subtype` (`nic`/`bridged`) are given as class keywords and register the class.
+    """Base of device kinds. Its type and subtype (`nic`, `bridged`) are class keywords that register the class.
 
     `start` and `stop` are idempotent: a journalled step may repeat them or find half of the work done.
     """
 
-    type: ClassVar[str] = ""
-    subtype: ClassVar[str] = ""
     KEYS: ClassVar[tuple[Key, ...]] = ()
     registered: ClassVar[dict[tuple[str, str], "type[Kind]"]] = {}
 
     def __init_subclass__(cls, *, type: str, subtype: str = "") -> None:
-        cls.type, cls.subtype = type, subtype
         Kind.registered[type, subtype] = cls
 
     def __init__(self, parts: Parts) -> None:

@@ -38,7 +38,6 @@ class Actions:
         runtime: Runtime,
         journal: Journal,
         directory: Path,
-        seccomp_profile: str,
     ) -> None:
         self._registry = registry
         self._devices = devices
@@ -46,7 +45,6 @@ class Actions:
         self._images = images
         self._runtime = runtime
         self._directory = directory
-        self._seccomp_profile = seccomp_profile
         register = journal.register
         register("instances.record", self._record, self._unrecord)
         register("instances.volume", self._volume, self._unvolume)
@@ -162,7 +160,7 @@ class Actions:
             kind = self._devices.kind(entry)
             if kind is not None:
                 parts.append(await kind.run_config(self.context(record, expanded, device)))
-        spec = container_spec(record, expanded, rootfs, idmap, parts, seccomp_profile=self._seccomp_profile)
+        spec = container_spec(record, expanded, rootfs, idmap, parts)
         await self._runtime.start(spec)
 
     async def _unlaunch(self, args: Args) -> None:

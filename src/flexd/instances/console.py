@@ -48,13 +48,15 @@ class Console:
             raise BadRequest("Instance is not running")
         if self._lifecycle.status(record) == "Frozen":
             raise BadRequest("Instance is frozen")
-        return self._operations.start(
+        operation = self._operations.start(
             kind="websocket",
             description="Showing console",
             project=project,
             resources={"instances": [record.url]},
-            run=lambda operation: self._run(operation, container, post, record.url, project),
+            run=lambda running: self._run(running, container, post, record.url, project),
         )
+        operation.metadata["fds"] = {name: operation.expect_channel(name) for name in ("0", "control")}
+        return operation
 
     async def _run(
         self, operation: Operation, container: RunningContainer, post: InstanceConsolePost, url: str, project: str

@@ -79,7 +79,7 @@ class Exec:
         spec = exec_spec(post, environment(self._registry.expand(record).config))
         metadata: dict[str, Any] = {"command": post.command, "environment": spec.environment}
         metadata["interactive"] = post.interactive
-        return self._operations.start(
+        operation = self._operations.start(
             kind="websocket" if post.wait_for_websocket else "task",
             description="Executing command",
             project=project,
@@ -87,6 +87,10 @@ class Exec:
             run=lambda op: self._run(op, record, container, post, spec),
             metadata=metadata,
         )
+        if post.wait_for_websocket:
+            names = ("0", "control") if post.interactive else ("0", "1", "2", "control")
+            operation.metadata["fds"] = {name: operation.expect_channel(name) for name in names}
+        return operation
 
     def _check(self, record: InstanceRecord, post: InstanceExecPost) -> RunningContainer:
         if not post.command:

@@ -2,7 +2,7 @@
 """What the networks must know of instances: names, hardware addresses and fixed addresses of their NICs."""
 
 from flexd.instances.record import Expanded, InstanceRecord, device_volatile
-from flexd.instances.registry import Registry
+from flexd.instances.registry import Registry, profile_url
 from flexd.network.contract import Port
 from flexd.network.networks import Networks
 
@@ -64,5 +64,5 @@ class PortList:
         for document in self._registry.profiles.list():
             entries = document.value.devices.values()
             if any(network in (entry.get("network"), entry.get("parent")) for entry in entries):
-                users.append(f"/1.0/profiles/{document.value.name}")
+                users.append(profile_url(document.value.project, document.value.name))
         return users

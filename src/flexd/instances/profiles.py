@@ -12,13 +12,9 @@ from flexd.devices.kinds.disk import is_root
 from flexd.instances.keys import config_faults
 from flexd.instances.names import check_profile_name
 from flexd.instances.record import DeviceEntries, InstanceRecord, ProfileRecord
-from flexd.instances.registry import Registry, show_profile
+from flexd.instances.registry import Registry, profile_url, show_profile
 from flexd.operations.events import Events
 from flexd.store.contract import Delete, If, Put, RevisionConflict
-
-
-def _url(project: str, name: str) -> str:
-    return f"/1.0/profiles/{name}" + ("" if project == "default" else f"?project={project}")
 
 
 class Profiles:
@@ -62,7 +58,7 @@ class Profiles:
             await self._registry.profiles.create((project, post.name), record)
         except RevisionConflict as error:
             raise Conflict(f'Profile "{post.name}" already exists') from error
-        self._events.lifecycle("profile-created", _url(project, post.name), project)
+        self._events.lifecycle("profile-created", profile_url(project, post.name), project)
 
     async def update(self, project: str, name: str, put: ProfilePut) -> None:
         """Replace the settings; a running instance takes them at its next start."""
@@ -73,7 +69,7 @@ class Profiles:
             found.value, description=put.description, config=put.config, devices=put.devices
         )
         await self._registry.profiles.update((project, name), record, found.revision)
-        self._events.lifecycle("profile-updated", _url(project, name), project)
+        self._events.lifecycle("profile-updated", profile_url(project, name), project)
 
     def _check_users(self, project: str, name: str, put: ProfilePut) -> None:
         """An edit must not take the root disk from an instance, or move it to another pool."""
@@ -116,7 +112,7 @@ class Profiles:
                 ops.append(instances.put(document.path, msgspec.structs.replace(document.value, profiles=renamed)))
                 conditions.append(instances.unchanged(document.path, document.revision))
         await profiles.txn(ops, conditions)
-        self._events.lifecycle("profile-renamed", _url(project, post.name), project, {"old_name": name})
+        self._events.lifecycle("profile-renamed", profile_url(project, post.name), project, {"old_name": name})
 
     async def delete(self, project: str, name: str) -> None:
         self._registry.find_profile(project, name)
@@ -125,4 +121,4 @@ class Profiles:
         if self._registry.users_of_profile(project, name):
             raise BadRequest("Profile is currently in use")
         await self._registry.profiles.delete((project, name))
-        self._events.lifecycle("profile-deleted", _url(project, name), project)
+        self._events.lifecycle("profile-deleted", profile_url(project, name), project)

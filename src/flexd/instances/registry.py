@@ -58,6 +58,20 @@ class Registry:
     def users_of_profile(self, project: str, name: str) -> list[InstanceRecord]:
         return [record for record in self.all_instances(project) if name in record.profiles]
 
+    def users_of_pool(self, pool: str) -> list[str]:
+        """URLs of the instances and profiles that name a pool."""
+        users = [record.url for record in self.all_instances() if record.pool == pool]
+        for document in self.profiles.list():
+            profile = document.value
+            if any(entry.get("pool") == pool for entry in profile.devices.values()):
+                users.append(profile_url(profile.project, profile.name))
+        return users
+
+
+def profile_url(project: str, name: str) -> str:
+    """A profile's place in the API."""
+    return f"/1.0/profiles/{name}" + ("" if project == "default" else f"?project={project}")
+
 
 def show_instance(record: InstanceRecord, expanded: Expanded, status: str) -> Instance:
     """The instance as `GET /1.0/instances/NAME` shows it."""

@@ -23,8 +23,6 @@ def container_spec(
     rootfs: Path,
     idmap: IdMap,
     parts: Iterable[RunConfig],
-    *,
-    seccomp_profile: str,
 ) -> ContainerSpec:
     """Everything that the start of an instance needs to know."""
     parts = list(parts)
@@ -38,6 +36,5 @@ def container_spec(
         mounts=tuple(mount for part in parts for mount in part.mounts),
         environment=environment(expanded.config),
         nesting=is_true(expanded.config.get("security.nesting")),
-        seccomp_profile=seccomp_profile,
         raw=expanded.config.get("raw.lxc", ""),
     )

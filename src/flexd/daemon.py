@@ -1,0 +1,333 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The composition root: builds every object, passes each what it needs, starts and stops them in order.
+
+The only module that imports everything; nothing imports it.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import hashlib
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+from flexd.api.errors import FlexdError
+from flexd.devices.contract import Parts
+from flexd.devices.devices import Devices
+from flexd.host.contract import Features, Host
+from flexd.host.linux import LinuxHost
+from flexd.host.terminals import LinuxTerminals, Terminals
+from flexd.images.images import Images
+from flexd.instances.actions import Actions
+from flexd.instances.allocator import IdmapAllocator
+from flexd.instances.console import Console
+from flexd.instances.exec import Exec
+from flexd.instances.files import Files
+from flexd.instances.instances import Instances
+from flexd.instances.keys import KEYS as INSTANCE_KEYS
+from flexd.instances.lifecycle import Lifecycle
+from flexd.instances.logs import Logs
+from flexd.instances.ports import PortList
+from flexd.instances.profiles import Profiles
+from flexd.instances.registry import Registry
+from flexd.instances.state import States
+from flexd.network.networks import Networks
+from flexd.operations.events import EventLogHandler, Events
+from flexd.operations.journal import Journal
+from flexd.operations.locks import Locks
+from flexd.operations.operations import Operations
+from flexd.runtime.contract import Runtime
+from flexd.runtime.lxc import LxcRuntime
+from flexd.server.app import Server
+from flexd.server.config import ServerConfig
+from flexd.server.environment import Environment
+from flexd.server.listener import inherited, open_unix
+from flexd.server.services import Services
+from flexd.storage.pools import Pools
+from flexd.storage.volumes import Volumes
+from flexd.store.mirror import StoreMirror
+from flexd.store.sqlite import SqliteStore
+
+log = logging.getLogger("flexd")
+
+DEFAULT_DIRECTORY = "/var/lib/flexd"
+# Which signal means what: SIGPWR is what an init sends when the host goes down (LXD's word too), SIGTERM only ends us.
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def daemon_id(directory: Path) -> str:
+    """Short and stable: tells this daemon's host-wide names from those of another one on the same machine."""
+    return hashlib.blake2s(os.fsencode(directory.resolve()), digest_size=4).hexdigest()
+
+
+class Daemon:
+    """One daemon on one state directory. Tests build it with a fake host and runtime."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        host: Host,
+        runtime: Runtime,
+        terminals: Terminals,
+        store: SqliteStore,
+        mirror: StoreMirror,
+        journal: Journal,
+        features: Features,
+        events: Events,
+    ) -> None:
+        self.directory = directory
+        self._host = host
+        self._store = store
+        self._mirror = mirror
+        self.runtime = runtime
+        self.journal = journal
+        self.events = events
+        self.operations = Operations(events)
+        locks = Locks()
+        shared = {"host": host, "mirror": mirror, "journal": journal, "locks": locks, "events": events}
+        self.pools = Pools(**shared, directory=directory / "storage-pools")
+        self.volumes = Volumes(pools=self.pools, host=host, mirror=mirror, journal=journal, locks=locks, events=events)
+        self.networks = Networks(**shared, directory=directory / "networks")
+        self.images = Images(
+            **shared,
+            operations=self.operations,
+            directory=directory / "images",
+            delete_unpacked=self.pools.delete_image,
+        )
+        parts = Parts(host, self.pools, self.networks, daemon_id(directory))
+        self.devices = Devices(parts)
+        self.registry = Registry(mirror)
+        self._compose_instances(terminals, locks)
+        self.config = ServerConfig(mirror, events)
+        self.environment = Environment(
+            features=features, runtime=runtime, pools=self.pools, instances=self.registry, config=self.config
+        )
+        self.services = self._services()
+        self._server: Server | None = None
+        self._resuming: asyncio.Task[None] | None = None
+
+    def _compose_instances(self, terminals: Terminals, locks: Locks) -> None:
+        """Everything of rank `instances`."""
+        registry, runtime, events, operations = self.registry, self.runtime, self.events, self.operations
+        self.ports = PortList(registry, self.networks)
+        self.profiles = Profiles(registry=registry, devices=self.devices, events=events)
+        actions = Actions(
+            registry=registry,
+            devices=self.devices,
+            pools=self.pools,
+            images=self.images,
+            runtime=runtime,
+            journal=self.journal,
+            directory=self.directory / "devices",
+        )
+        allocator = IdmapAllocator(registry=registry, host=self._host)
+        self.lifecycle = Lifecycle(
+            registry=registry,
+            devices=self.devices,
+            runtime=runtime,
+            ports=self.ports,
+            allocator=allocator,
+            journal=self.journal,
+            operations=operations,
+            locks=locks,
+            events=events,
+        )
+        self.instances = Instances(
+            registry=registry,
+            devices=self.devices,
+            pools=self.pools,
+            images=self.images,
+            actions=actions,
+            lifecycle=self.lifecycle,
+            allocator=allocator,
+            journal=self.journal,
+            operations=operations,
+            locks=locks,
+            events=events,
+            architectures=lambda: self.environment.architectures,
+        )
+        self.logs = Logs(registry=registry, runtime=runtime, directory=self.directory / "logs")
+        talking = {"registry": registry, "lifecycle": self.lifecycle, "runtime": runtime}
+        self.exec = Exec(**talking, terminals=terminals, logs=self.logs, operations=operations, events=events)
+        self.console = Console(**talking, terminals=terminals, operations=operations, events=events)
+        self.files = Files(**talking, pools=self.pools, locks=locks)
+        self.states = States(registry=registry, lifecycle=self.lifecycle, host=self._host, pools=self.pools)
+        self.pools.set_used_by(registry.users_of_pool)
+        self.networks.set_used_by(self.ports.users_of)
+
+    def _services(self) -> Services:
+        return Services(
+            host=self._host,
+            operations=self.operations,
+            events=self.events,
+            instances=self.instances,
+            lifecycle=self.lifecycle,
+            states=self.states,
+            exec=self.exec,
+            console=self.console,
+            files=self.files,
+            logs=self.logs,
+            profiles=self.profiles,
+            images=self.images,
+            networks=self.networks,
+            pools=self.pools,
+            volumes=self.volumes,
+            config=self.config,
+            environment=self.environment,
+            configuration={"instance": INSTANCE_KEYS}
+            | {f"device-{name}": keys for name, keys in self.devices.keys().items()},
+        )
+
+    async def start(self, *, host_rebooted: bool) -> None:
+        """Bring everything up: first what a crash left undone, then what containers need, then the containers."""
+        await self.profiles.start()
+        await self.pools.start()
+        await self.networks.start()
+        # Before anything is asked of instances: what a crash left half-done is finished or undone.
+        for failed in await self.journal.recover():
+            log.error("could not finish or undo after a crash: %s", failed)
+        await self.images.start()
+        gone = await self.lifecycle.adopt()
+        await self.ports.announce_all()
+        resume = self.lifecycle.resume(gone, host_rebooted=host_rebooted)
+        self._resuming = asyncio.create_task(resume, name="resume instances")
+
+    async def serve(self, socket_path: Path, group: str) -> None:
+        """Answer requests until `close`."""
+        listeners = inherited(os.environ) or [await open_unix(socket_path, group)]
+        self._server = Server(self.services)
+        await self._server.start(listeners)
+
+    async def close(self) -> None:
+        """Stop answering and let go; containers, networks and mounts stay as they are."""
+        if self._server is not None:
+            await self._server.stop()
+        if self._resuming is not None:
+            self._resuming.cancel()
+            await asyncio.gather(self._resuming, return_exceptions=True)
+        await self.operations.close()
+        await self.lifecycle.close()
+        await self.networks.stop()
+        await self.runtime.close()
+        await self.pools.close()
+        await self.journal.close()
+        await self._mirror.close()
+        await self._store.close()
+        await self._host.close()
+
+
+async def open_daemon(directory: Path, *, host: Host, runtime: Runtime, terminals: Terminals) -> Daemon:
+    """A daemon on its directory, not yet started."""
+    database = directory / "database"
+    await asyncio.to_thread(_make_directories, directory)
+    store = await SqliteStore.open(database / "config.db")
+    return Daemon(
+        directory,
+        host=host,
+        runtime=runtime,
+        terminals=terminals,
+        store=store,
+        mirror=await StoreMirror.open(store),
+        journal=await Journal.open(database / "journal.db"),
+        features=await host.machine.features(),
+        events=Events(),
+    )
+
+
+def _make_directories(directory: Path) -> None:
+    # 0711: containers' roots pass through here on their way in; nobody but root may look around (as LXD's own).
+    directory.mkdir(parents=True, exist_ok=True, mode=0o711)
+    directory.chmod(0o711)
+    for name, mode in (("database", 0o700), ("logs", 0o700), ("images", 0o700), ("devices", 0o711)):
+        (directory / name).mkdir(exist_ok=True, mode=mode)
+
+
+def _lock_directory(directory: Path) -> int:
+    """Hold the directory for this process; two daemons on one would undo each other's work."""
+    directory.mkdir(parents=True, exist_ok=True, mode=0o711)
+    fd = os.open(directory / "flexd.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(fd)
+        raise FlexdError(f"Failed starting on {directory}: another daemon uses it") from error
+    return fd
+
+
+async def _noticed_reboot(directory: Path, host: Host) -> bool:
+    """Whether the host was booted since the daemon last ran here."""
+    path = directory / "boot_id"
+    current = await host.machine.boot_id()
+
+    def exchange() -> str | None:
+        known = path.read_text() if path.exists() else None
+        path.write_text(current)
+        return known
+
+    return await asyncio.to_thread(exchange) != current
+
+
+async def run(directory: Path, group: str) -> None:
+    """The daemon's life, until a signal ends it."""
+    loop = asyncio.get_running_loop()
+    stop: asyncio.Future[int] = loop.create_future()
+    for number in (*_STOP_SIGNALS, signal.SIGPWR):
+        loop.add_signal_handler(number, lambda n=number: stop.done() or stop.set_result(n))
+    host = LinuxHost()
+    for name, change in (await host.machine.raise_limits()).items():
+        log.info("raised %s: %s", name, change)
+    runtime = LxcRuntime(host=host, directory=directory / "containers", log_directory=directory / "logs")
+    daemon = await open_daemon(directory, host=host, runtime=runtime, terminals=LinuxTerminals())
+    logging.getLogger().addHandler(EventLogHandler(daemon.events))
+    socket_path = directory / "unix.socket"
+    try:
+        await daemon.start(host_rebooted=await _noticed_reboot(directory, host))
+        await daemon.serve(socket_path, group)
+        log.info("ready on %s", socket_path)
+        _tell_systemd("READY=1")
+        if await stop == signal.SIGPWR:
+            log.info("the host goes down: stopping all instances")
+            await daemon.lifecycle.shut_down_all()
+    finally:
+        await daemon.close()
+
+
+def _tell_systemd(state: str) -> None:
+    """sd_notify(3), where systemd asks for it."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if address:
+        import socket
+
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+            notify.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
+
+
+def main() -> None:
+    """The `flexd` program."""
+    parser = argparse.ArgumentParser(prog="flexd", description="Runs whole operating systems in containers.")
+    parser.add_argument("--group", default="flexd", help="group whose members may use the socket")
+    parser.add_argument("--debug", action="store_true", help="log what is done in detail")
+    arguments = parser.parse_args()
+    logging.basicConfig(
+        level=logging.DEBUG if arguments.debug else logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    directory = Path(os.environ.get("FLEXD_DIR") or DEFAULT_DIRECTORY)
+    if os.geteuid() != 0:
+        sys.exit("Error: flexd must run as root: it makes mounts, network devices and user namespaces")
+    try:
+        lock = _lock_directory(directory)
+        asyncio.run(run(directory, arguments.group))
+        os.close(lock)
+    except FlexdError as error:
+        sys.exit(f"Error: {error}")
+
+
+if __name__ == "__main__":
+    main()
