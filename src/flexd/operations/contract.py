@@ -38,7 +38,7 @@ class Plan(Struct, frozen=True):
 class Progress(Protocol):
     """Where a step reports: merged into the operation's metadata (`{"download_progress": "45% (3MB/s)"}`)."""
 
-    def __call__(self, metadata: Mapping[str, Any]) -> None: ...
+    def __call__(self, metadata: Mapping[str, Any], /) -> None: ...
 
 
 class Action(Protocol):
