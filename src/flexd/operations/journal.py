@@ -46,6 +46,9 @@ class Unfinished(Struct, frozen=True):
     position: int = 0
     error: str = ""
 
+    def __str__(self) -> str:
+        return f'"{self.plan.description}": {self.error or self.state}'
+
 
 class _Registered(Struct, frozen=True):
     """An action, as `contract.Action` describes it."""
@@ -102,10 +105,11 @@ class Journal:
         await self._do(Unfinished(token, msgspec.json.decode(encoded, type=Plan)), progress)
 
     async def recover(self) -> list[Unfinished]:
-        """Undo or finish what was under way when the daemon died, in the order in which it was begun. Returns what
-        it found; a plan that cannot be put right stays as `failed` and does not keep the daemon from starting."""
-        found = [row for row in await self._rows() if row.state != "failed"]
-        for row in found:
+        """Undo or finish what was under way when the daemon died, in the order in which it was begun. A plan that
+        cannot be put right stays as `failed` and does not keep the daemon from starting; returns those, old and new."""
+        for row in await self._rows():
+            if row.state == "failed":
+                continue
             log.warning('Recovering "%s": %s step %d', row.plan.description, row.state, row.position)
             try:
                 if row.state == "doing" and row.plan.on_crash == "finish":
@@ -114,7 +118,7 @@ class Journal:
                     await self._undo(row, row.position, None)
             except Exception:  # border: the daemon must start; what could not be undone is in the row
                 log.exception('Failed finishing "%s" after a crash; it was undone', row.plan.description)
-        return found
+        return await self.failed()
 
     async def failed(self) -> list[Unfinished]:
         """Plans that could not be taken back. They are never tried again by themselves: by now their names may
