@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One request as a handler sees it: who asks, which project, path, query and body; and the services."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from flexd.api.errors import BadRequest, NotFound
+from flexd.api.units import is_true
+from flexd.server.decode import decode, merged
+from flexd.server.etag import check_etag
+from flexd.server.filtering import Filter, parse_filter
+from flexd.server.projects import DEFAULT_PROJECT, PROJECTS
+from flexd.server.services import Services
+from flexd.server.websocket import OpenSockets
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who is at the other end. Whoever may open the unix socket is trusted: root and the socket's group."""
+
+    username: str
+    protocol: str
+    address: str
+    trusted: bool
+
+
+@dataclass
+class Call:
+    request: web.Request
+    services: Services
+    caller: Caller
+    sockets: OpenSockets
+
+    def param(self, name: str) -> str:
+        """A path parameter, percent-decoded."""
+        return self.request.match_info[name]
+
+    def query(self, name: str, default: str = "") -> str:
+        return self.request.query.get(name, default)
+
+    def flag(self, name: str) -> bool:
+        return is_true(self.query(name))
+
+    @cached_property
+    def project(self) -> str:
+        """`project=`; empty means default (Ansible sends it empty)."""
+        name = self.query("project") or DEFAULT_PROJECT
+        if name not in PROJECTS:
+            raise NotFound("Project not found")
+        return name
+
+    @cached_property
+    def projects(self) -> tuple[str, ...]:
+        """The projects a list is about: one, or all with `all-projects=true`."""
+        if not self.flag("all-projects"):
+            return (self.project,)
+        if self.query("project"):
+            raise BadRequest("Cannot specify a project when requesting all projects")
+        return PROJECTS
+
+    @property
+    def recursion(self) -> int:
+        """0 for whatever is not a number, as LXD takes it."""
+        text = self.query("recursion")
+        return int(text) if text.isdecimal() else 0
+
+    @cached_property
+    def filter(self) -> Filter:
+        return parse_filter(self.query("filter"))
+
+    async def body(self, kind: type[T]) -> T:
+        return decode(await self.request.read(), kind)
+
+    async def optional_body(self, kind: type[T]) -> T:
+        """For the few calls that LXD's clients make without a body."""
+        return decode(await self.request.read() or b"{}", kind)
+
+    async def patched(self, current: T) -> T:
+        """The PATCH of what is now: current members, replaced by those sent."""
+        return merged(await self.request.read(), current)
+
+    def check_etag(self, editable: msgspec.Struct) -> None:
+        check_etag(self.request.headers.get("If-Match"), editable)
+
+    def header(self, name: str) -> str | None:
+        """`X-LXD-<name>`, or `X-Incus-<name>`, which the `incus` client sends."""
+        headers = self.request.headers
+        return headers.get(f"X-LXD-{name}", headers.get(f"X-Incus-{name}"))
+
+    def number(self, name: str, default: int) -> int:
+        """A query parameter that must be a whole number."""
+        text = self.query(name)
+        if not text:
+            return default
+        try:
+            return int(text)
+        except ValueError as error:
+            raise BadRequest(f'Invalid {name} "{text}": expected a whole number') from error
+
+
+def dual_headers(values: dict[str, Any]) -> dict[str, str]:
+    """Headers in both families, `X-LXD-*` and `X-Incus-*`."""
+    return {f"X-{family}-{name}": str(value) for name, value in values.items() for family in ("LXD", "Incus")}

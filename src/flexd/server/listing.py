@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lists: URLs without `recursion`, whole objects with it, and `filter=` on both."""
+
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+from urllib.parse import quote
+
+from aiohttp import web
+from msgspec import Struct
+
+from flexd.server import responses
+from flexd.server.call import Call
+from flexd.server.projects import project_query
+
+T = TypeVar("T", bound=Struct)
+
+
+def object_url(collection: str, name: str, project: str = "default") -> str:
+    """`/1.0/images/aliases/t%2F2`, with `?project=` outside the default one."""
+    return f"{collection}/{quote(name, safe='')}{project_query(project)}"
+
+
+def list_response(
+    call: Call,
+    collection: str,
+    names: Callable[[str], Iterable[str]],
+    show_all: Callable[[str], list[T]],
+    *,
+    key: str = "name",
+) -> web.Response:
+    """The answer to GET of a collection. `names` is enough, and cheap, where neither objects nor a filter are asked
+    for; `key` is the member that holds an object's name."""
+    if not call.recursion and not call.filter.clauses:
+        return responses.sync([object_url(collection, n, p) for p in call.projects for n in names(p)])
+    found = [(project, value) for project in call.projects for value in call.filter.apply(show_all(project))]
+    if call.recursion:
+        return responses.sync([value for _, value in found])
+    return responses.sync([object_url(collection, getattr(value, key), project) for project, value in found])

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`/1.0/metrics`, for Prometheus."""
+
+from aiohttp import web
+
+from flexd.server.call import Call
+from flexd.server.endpoint import Endpoint
+from flexd.server.metrics import render_metrics
+from flexd.server.projects import PROJECTS
+
+
+async def show_metrics(call: Call) -> web.Response:
+    """Of one project if it is named, else of all, as LXD does."""
+    projects = (call.project,) if call.query("project") else PROJECTS
+    found = [instance for project in projects for instance in await call.services.states.full(project)]
+    return web.Response(body=render_metrics(found), content_type="text/plain")
+
+
+ENDPOINTS = (Endpoint("/1.0/metrics", {"GET": show_metrics}),)

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`/1.0/operations`: list, show, cancel, wait, connect a websocket."""
+
+import asyncio
+from typing import Any
+
+from aiohttp import web
+
+from flexd.api.errors import BadRequest
+from flexd.operations.operations import Operation
+from flexd.server import responses
+from flexd.server.call import Call
+from flexd.server.endpoint import Endpoint
+from flexd.server.websocket import WebSocketChannel
+
+_SECRET_IS_ENOUGH = frozenset({"GET"})  # a migration's other daemon knows the secret, and is not trusted here
+
+
+def _operation(call: Call) -> Operation:
+    return call.services.operations.get(call.param("id"))
+
+
+async def list_operations(call: Call) -> web.Response:
+    """Grouped by status in lower case, as LXD shows them."""
+    grouped: dict[str, list[Any]] = {}
+    for project in call.projects:
+        for operation in call.services.operations.list(project):
+            shown = operation.render() if call.recursion else f"/1.0/operations/{operation.id}"
+            grouped.setdefault(operation.status.lower(), []).append(shown)
+    return responses.sync(grouped)
+
+
+async def show_operation(call: Call) -> web.Response:
+    return responses.sync(_operation(call).render())
+
+
+async def cancel_operation(call: Call) -> web.Response:
+    await _operation(call).cancel()
+    return responses.empty()
+
+
+async def wait_for_operation(call: Call) -> web.Response:
+    """The operation as it is when it ends, or after `timeout` seconds (-1: no limit)."""
+    operation = _operation(call)
+    await operation.wait(call.number("timeout", -1))
+    return responses.sync(operation.render())
+
+
+async def connect_websocket(call: Call) -> web.StreamResponse:
+    """Give one of the operation's websockets to it; the connection lasts until either side closes it."""
+    operation = _operation(call)
+    secret = call.query("secret")
+    if not secret:
+        raise BadRequest("missing secret")
+    channel = WebSocketChannel(call.request, call.sockets)
+    operation.connect(secret, channel)
+    await channel.open()
+    waits = [asyncio.create_task(channel.wait_closed()), asyncio.create_task(operation.wait())]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+    await channel.close()
+    return channel.response
+
+
+ENDPOINTS = (
+    Endpoint("/1.0/operations", {"GET": list_operations}),
+    Endpoint("/1.0/operations/{id}", {"GET": show_operation, "DELETE": cancel_operation}),
+    Endpoint("/1.0/operations/{id}/wait", {"GET": wait_for_operation}),
+    Endpoint("/1.0/operations/{id}/websocket", {"GET": connect_websocket}, allow_untrusted=_SECRET_IS_ENOUGH),
+)

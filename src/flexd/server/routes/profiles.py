@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`/1.0/profiles`."""
+
+from aiohttp import web
+
+from flexd.api.profile import ProfilePost, ProfilePut, ProfilesPost
+from flexd.server import responses
+from flexd.server.call import Call
+from flexd.server.decode import narrow
+from flexd.server.endpoint import Endpoint
+from flexd.server.listing import list_response, object_url
+
+_URL = "/1.0/profiles"
+
+
+def _editable(call: Call) -> ProfilePut:
+    return narrow(call.services.profiles.show(call.project, call.param("name")), ProfilePut)
+
+
+async def list_profiles(call: Call) -> web.Response:
+    profiles = call.services.profiles
+    return list_response(call, _URL, profiles.names, profiles.show_all)
+
+
+async def create_profile(call: Call) -> web.Response:
+    post = await call.body(ProfilesPost)
+    await call.services.profiles.create(call.project, post)
+    return responses.created(object_url(_URL, post.name, call.project))
+
+
+async def show_profile(call: Call) -> web.Response:
+    profile = call.services.profiles.show(call.project, call.param("name"))
+    return responses.sync(profile, editable=narrow(profile, ProfilePut))
+
+
+async def replace_profile(call: Call) -> web.Response:
+    call.check_etag(_editable(call))
+    await call.services.profiles.update(call.project, call.param("name"), await call.body(ProfilePut))
+    return responses.empty()
+
+
+async def patch_profile(call: Call) -> web.Response:
+    current = _editable(call)
+    call.check_etag(current)
+    await call.services.profiles.update(call.project, call.param("name"), await call.patched(current))
+    return responses.empty()
+
+
+async def rename_profile(call: Call) -> web.Response:
+    post = await call.body(ProfilePost)
+    await call.services.profiles.rename(call.project, call.param("name"), post)
+    return responses.created(object_url(_URL, post.name, call.project))
+
+
+async def delete_profile(call: Call) -> web.Response:
+    await call.services.profiles.delete(call.project, call.param("name"))
+    return responses.empty()
+
+
+ENDPOINTS = (
+    Endpoint(_URL, {"GET": list_profiles, "POST": create_profile}),
+    Endpoint(
+        _URL + "/{name}",
+        {
+            "GET": show_profile,
+            "PUT": replace_profile,
+            "PATCH": patch_profile,
+            "POST": rename_profile,
+            "DELETE": delete_profile,
+        },
+    ),
+)

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`/1.0/storage-pools`."""
+
+from aiohttp import web
+
+from flexd.api.storage_pool import StoragePoolPut, StoragePoolsPost
+from flexd.server import responses
+from flexd.server.call import Call
+from flexd.server.decode import narrow
+from flexd.server.endpoint import Endpoint
+from flexd.server.listing import list_response, object_url
+
+_URL = "/1.0/storage-pools"
+
+
+def _editable(call: Call) -> StoragePoolPut:
+    return narrow(call.services.pools.show(call.param("pool")), StoragePoolPut)
+
+
+async def list_pools(call: Call) -> web.Response:
+    pools = call.services.pools
+    return list_response(call, _URL, lambda _project: pools.names(), lambda _project: pools.show_all())
+
+
+async def create_pool(call: Call) -> web.Response:
+    post = await call.body(StoragePoolsPost)
+    await call.services.pools.create(post)
+    return responses.created(object_url(_URL, post.name))
+
+
+async def show_pool(call: Call) -> web.Response:
+    pool = call.services.pools.show(call.param("pool"))
+    return responses.sync(pool, editable=narrow(pool, StoragePoolPut))
+
+
+async def replace_pool(call: Call) -> web.Response:
+    call.check_etag(_editable(call))
+    await call.services.pools.update(call.param("pool"), await call.body(StoragePoolPut))
+    return responses.empty()
+
+
+async def patch_pool(call: Call) -> web.Response:
+    current = _editable(call)
+    call.check_etag(current)
+    await call.services.pools.update(call.param("pool"), await call.patched(current))
+    return responses.empty()
+
+
+async def delete_pool(call: Call) -> web.Response:
+    await call.services.pools.delete(call.param("pool"))
+    return responses.empty()
+
+
+async def show_resources(call: Call) -> web.Response:
+    return responses.sync(await call.services.pools.resources(call.param("pool")))
+
+
+ENDPOINTS = (
+    Endpoint(_URL, {"GET": list_pools, "POST": create_pool}),
+    Endpoint(_URL + "/{pool}", {"GET": show_pool, "PUT": replace_pool, "PATCH": patch_pool, "DELETE": delete_pool}),
+    Endpoint(_URL + "/{pool}/resources", {"GET": show_resources}),
+)

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`/1.0/storage-pools/POOL/volumes`."""
+
+from urllib.parse import quote
+
+import msgspec
+from aiohttp import web
+
+from flexd.api.storage_volume import StorageVolume, StorageVolumePost, StorageVolumePut, StorageVolumesPost
+from flexd.server import responses
+from flexd.server.call import Call
+from flexd.server.decode import narrow
+from flexd.server.endpoint import Endpoint
+from flexd.server.listing import object_url
+
+_URL = "/1.0/storage-pools/{pool}/volumes"
+
+
+def _url(call: Call, kind: str, name: str, project: str) -> str:
+    pool = quote(call.param("pool"), safe="")
+    return object_url(f"/1.0/storage-pools/{pool}/volumes/{kind}", name, project)
+
+
+def _where(call: Call) -> tuple[str, str, str, str]:
+    return call.param("pool"), call.param("type"), call.project, call.param("name")
+
+
+def _editable(call: Call) -> StorageVolumePut:
+    return narrow(call.services.volumes.show(*_where(call)), StorageVolumePut)
+
+
+async def list_volumes(call: Call) -> web.Response:
+    """Of all types, or of the one in the path."""
+    kind = call.request.match_info.get("type")
+    found: list[StorageVolume] = []
+    for project in call.projects:
+        found += call.filter.apply(call.services.volumes.show_all(call.param("pool"), project, kind))
+    if call.recursion:
+        return responses.sync(found)
+    return responses.sync([_url(call, volume.type, volume.name, volume.project) for volume in found])
+
+
+async def create_volume(call: Call) -> web.Response:
+    """LXD answers 200 and an empty object here, not 201."""
+    post = await call.body(StorageVolumesPost)
+    kind = call.request.match_info.get("type")
+    if kind is not None:
+        post = msgspec.structs.replace(post, type=kind)
+    await call.services.volumes.create(call.param("pool"), call.project, post)
+    return responses.empty()
+
+
+async def show_volume(call: Call) -> web.Response:
+    volume = call.services.volumes.show(*_where(call))
+    return responses.sync(volume, editable=narrow(volume, StorageVolumePut))
+
+
+async def replace_volume(call: Call) -> web.Response:
+    call.check_etag(_editable(call))
+    await call.services.volumes.update(*_where(call), await call.body(StorageVolumePut))
+    return responses.empty()
+
+
+async def patch_volume(call: Call) -> web.Response:
+    current = _editable(call)
+    call.check_etag(current)
+    await call.services.volumes.update(*_where(call), await call.patched(current))
+    return responses.empty()
+
+
+async def rename_volume(call: Call) -> web.Response:
+    post = await call.body(StorageVolumePost)
+    await call.services.volumes.rename(*_where(call), post)
+    return responses.created(_url(call, call.param("type"), post.name, call.project))
+
+
+async def delete_volume(call: Call) -> web.Response:
+    await call.services.volumes.delete(*_where(call))
+    return responses.empty()
+
+
+async def show_state(call: Call) -> web.Response:
+    return responses.sync(await call.services.volumes.state(*_where(call)))
+
+
+ENDPOINTS = (
+    Endpoint(_URL, {"GET": list_volumes, "POST": create_volume}),
+    Endpoint(_URL + "/{type}", {"GET": list_volumes, "POST": create_volume}),
+    Endpoint(
+        _URL + "/{type}/{name}",
+        {
+            "GET": show_volume,
+            "PUT": replace_volume,
+            "PATCH": patch_volume,
+            "POST": rename_volume,
+            "DELETE": delete_volume,
+        },
+    ),
+    Endpoint(_URL + "/{type}/{name}/state", {"GET": show_state}),
+)
