@@ -45,6 +45,14 @@ class Range(tuple[Address, Address]):
         return isinstance(address, type(first)) and int(first) <= int(address) <= int(last)
 
 
+def parse_address(text: str, version: int) -> Address:
+    """An address as it may stand in a file of ours: no zone (`%eth0`), which may hold any character."""
+    address = ip_address(text)
+    if address.version != version or "%" in text:
+        raise ValueError(f'invalid value "{text}" (not an IPv{version} address)')
+    return address
+
+
 def configured(value: str | None) -> bool:
     """Whether an `ipv4.address` or `ipv6.address` says that the family is used."""
     return value not in (None, "", "none")
@@ -65,9 +73,7 @@ def parse_range(text: str, version: int) -> Range:
     first_text, dash, last_text = text.partition("-")
     if not dash:
         raise ValueError(f'invalid range "{text}" (expected FIRST-LAST)')
-    first, last = ip_address(first_text.strip()), ip_address(last_text.strip())
-    if first.version != version or last.version != version:
-        raise ValueError(f'invalid range "{text}" (expected IPv{version} addresses)')
+    first, last = parse_address(first_text.strip(), version), parse_address(last_text.strip(), version)
     if int(first) > int(last):
         raise ValueError(f'invalid range "{text}" (its end is before its start)')
     return Range((first, last))

@@ -101,6 +101,10 @@ class Driver(Protocol):
         """Apply an edit live; instances keep their links."""
         ...
 
+    async def wait_failed(self) -> None:
+        """Return when something that `start` set up has ended by itself, so that another `start` is due."""
+        ...
+
     async def set_ports(self, ports: list[Port]) -> None:
         """The whole list of known ports: static leases, DNS names."""
         ...

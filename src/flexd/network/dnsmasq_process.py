@@ -60,8 +60,9 @@ class DnsmasqProcess:
         self._host = host
         self._files = files
 
-    async def ensure(self, render: Callable[[str, str], str], *, epoch: str) -> None:
-        """Have a dnsmasq with the configuration that `render(user, group)` gives, none if that is empty.
+    async def ensure(self, render: Callable[[str, str], str], *, epoch: str) -> bool:
+        """Have a dnsmasq with the configuration that `render(user, group)` gives, none if that is empty; True if one
+        was started for that.
 
         `epoch` names what else a running one is tied to: its sockets stay with a bridge that was deleted.
         """
@@ -70,10 +71,11 @@ class DnsmasqProcess:
         digest = hashlib.sha256(f"{epoch}\n{config}".encode()).hexdigest()
         record = await asyncio.to_thread(read_value, self._files.process, ProcessRecord)
         if config and record is not None and record.digest == digest and await self._running(record):
-            return
+            return False
         await self.stop()
         if config:
             await self._start(config, digest)
+        return config != ""
 
     async def reload(self) -> None:
         """Have the files of static leases and names read again."""
@@ -86,6 +88,14 @@ class DnsmasqProcess:
         if process is not None:
             await self._end(process)
         await asyncio.to_thread(self._forget)
+
+    async def wait_exit(self) -> None:
+        """Return when the running dnsmasq has ended; never if there is none."""
+        process = await self._find()
+        if process is None:
+            await asyncio.get_running_loop().create_future()
+        else:
+            await self._host.processes.wait_exit(process)
 
     async def leases(self) -> list[LeaseRow]:
         return parse_leases(await asyncio.to_thread(read_text, self._files.leases))
