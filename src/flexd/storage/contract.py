@@ -140,6 +140,10 @@ class Driver(Protocol):
         """What is on disk, for recovery."""
         ...
 
+    async def settle(self) -> None:
+        """Wait for the removals that are under way."""
+        ...
+
     async def close(self) -> None:
         """End background work (removals); what is left over is taken up by the next `mount_pool`."""
         ...

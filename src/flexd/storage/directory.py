@@ -29,6 +29,8 @@ _FOLDERS: dict[VolumeKind, str] = {
     "custom": "custom",
     "image": "images",
 }
+# How long the daemon's end waits for removals; systemd's own patience is 90 s.
+CLOSE_TIMEOUT_S = 5.0
 Fill = Callable[[Path], Awaitable[None]]
 
 
@@ -92,7 +94,7 @@ class DirectoryDriver:
 
     async def delete_pool(self) -> None:
         """Only what a driver makes is removed: the source may be a directory that somebody else made."""
-        await self._finish_removals()
+        await self.settle()
         for entry in await asyncio.to_thread(self._own_entries):
             await self._host.files.remove_tree(entry)
         await self._host.mounts.unmount(self._directory)
@@ -112,7 +114,12 @@ class DirectoryDriver:
         self._quotas = fault is None
         return fault
 
+    async def settle(self) -> None:
+        await asyncio.gather(*self._removals)
+
     async def close(self) -> None:
+        if self._removals:
+            await asyncio.wait(self._removals, timeout=CLOSE_TIMEOUT_S)
         for task in self._removals:
             task.cancel()
         await asyncio.gather(*self._removals, return_exceptions=True)
@@ -324,6 +331,3 @@ class DirectoryDriver:
             await self._host.files.remove_tree(path)
         except (HostError, CommandFailed, OSError) as error:
             log.warning("%s of storage pool %s stays until the next start: %s", path, self._pool, error)
-
-    async def _finish_removals(self) -> None:
-        await asyncio.gather(*self._removals)
