@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A container's console: a terminal of our own for the daemon, joined to the one that liblxc's monitor gives out.
+
+The monitor frees the console when a socket closes, not when the terminal does. So a fork of the helper holds that
+socket, ends when the daemon closes its side of the terminal, and passes on the window's size."""
+
+import array
+import errno
+import fcntl
+import os
+import select
+import signal
+import socket
+import struct
+import termios
+import tty
+
+from flexd.runtime.helper import wire
+from flexd.runtime.helper.liblxc import Library
+
+_READ_BYTES = 65536
+
+
+def serve(library: Library, connection: socket.socket) -> None:
+    """Answers {} with the master of the terminal, then copies until either side is gone."""
+    request = wire.receive(connection)
+    container = library.container(request["name"], request["directory"], request["config"])
+    holder, console = container.console()
+    master, slave = os.openpty()
+    tty.setraw(slave)
+    tty.setraw(console)
+    os.setsid()
+    fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+    # Closing the master then shows as end of file, which is what ends the copying.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    wire.send(connection, {}, (master,))
+    os.close(master)
+    _copy(slave, console, _resizes(), request)
+    os.close(holder)
+
+
+def _resizes() -> int:
+    """Readable whenever the window's size has changed."""
+    read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    signal.signal(signal.SIGWINCH, lambda *_: None)
+    return read
+
+
+def _copy(slave: int, console: int, resizes: int, request: wire.Message) -> None:
+    poll = select.poll()
+    for fd in (slave, console, resizes):
+        poll.register(fd, select.POLLIN)
+    other = {slave: console, console: slave}
+    while True:
+        for fd, _ in poll.poll():
+            if fd == resizes:
+                os.read(resizes, _READ_BYTES)
+                _pass_size(slave, console, request)
+            elif not _pass_data(fd, other[fd]):
+                return
+
+
+def _pass_data(source: int, target: int) -> bool:
+    try:
+        data = os.read(source, _READ_BYTES)
+        while data:
+            data = data[os.write(target, data) :]
+            if not data:
+                return True
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+    return False
+
+
+def _pass_size(slave: int, console: int, request: wire.Message) -> None:
+    size = array.array("H", [0, 0, 0, 0])
+    fcntl.ioctl(slave, termios.TIOCGWINSZ, size)
+    fcntl.ioctl(console, termios.TIOCSWINSZ, size)
+    _tell_monitor(request["socket"])
+
+
+# liblxc commands.h: lxc_cmd_req; LXC_CMD_TERMINAL_WINCH makes the monitor take over the size of all its terminals.
+_WINDOW_CHANGED = struct.pack("@iiP", 1, 0, 0)
+
+
+def _tell_monitor(address: str) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as command:
+        command.connect(address)
+        command.sendall(_WINDOW_CHANGED)
+        command.recv(16)

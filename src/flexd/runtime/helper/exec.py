@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Running one command inside a container, in a fork of the helper that waits for it."""
+
+import fcntl
+import os
+import select
+import signal
+import socket
+import termios
+
+from flexd.runtime.helper import wire
+from flexd.runtime.helper.liblxc import Library
+
+
+def serve(library: Library, connection: socket.socket, stdio: tuple[int, int, int]) -> None:
+    """Answers {"pid": N} once the program was started, then {"status": N}; on the way takes {"signal": N}."""
+    request = wire.receive(connection)
+    os.setsid()
+    if request["terminal"]:
+        # Before attaching: the session and its terminal pass on to the attached process.
+        fcntl.ioctl(stdio[0], termios.TIOCSCTTY, 0)
+        # The daemon sees the end of the terminal by its last slave, so the waiting process must not hold it; what
+        # hangs up the terminal is meant for the command.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    container = library.container(request["name"], request["directory"], request["config"])
+    pid = container.attach(
+        request["command"], request["environment"], request["cwd"], (request["uid"], request["gid"]), stdio
+    )
+    for fd in set(stdio):
+        os.close(fd)
+    wire.send(connection, {"pid": pid})
+    wire.send(connection, {"status": _wait(connection, pid)})
+
+
+def _wait(connection: socket.socket, pid: int) -> int:
+    pidfd = os.pidfd_open(pid)
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    poll.register(connection, select.POLLIN)
+    while True:
+        ready = {fd for fd, _ in poll.poll()}
+        if pidfd in ready:
+            _, status = os.waitpid(pid, 0)
+            return exit_status(status)
+        _pass_signal(connection, pidfd, poll)
+
+
+def _pass_signal(connection: socket.socket, pidfd: int, poll: select.poll) -> None:
+    """A daemon that went away took the session's sockets along: the command ends with it."""
+    try:
+        number = int(wire.receive(connection)["signal"])
+    except (wire.Closed, ConnectionError):
+        poll.unregister(connection)
+        number = signal.SIGKILL
+    signal.pidfd_send_signal(pidfd, number)
+
+
+def exit_status(status: int) -> int:
+    """As a shell tells it, and LXD: 128+n for a signal."""
+    code = os.waitstatus_to_exitcode(status)
+    return 128 - code if code < 0 else code

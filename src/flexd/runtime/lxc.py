@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Containers run by liblxc: started through the small C program, entered through the helper process.
+
+Nothing about what runs is remembered here: `find` asks the container's monitor, so a restarted daemon knows as much."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from flexd.api.errors import NotFound
+from flexd.api.idmap import IdMap
+from flexd.host.contract import Completed, Host, HostError
+from flexd.runtime import freezer
+from flexd.runtime.command_socket import ask_processes, socket_name
+from flexd.runtime.contract import ContainerFiles, ContainerSpec, Ended, ExecSpec, RunningContainer, StartFailed
+from flexd.runtime.exec_process import LxcExecProcess, exec_directory, exec_environment
+from flexd.runtime.helper import wire
+from flexd.runtime.helper_process import Connection, HelperError, HelperProcess
+from flexd.runtime.init_signals import choose_signal
+from flexd.runtime.logs import Logs
+from flexd.runtime.paths import ContainerPaths, group_prefix
+from flexd.runtime.remote_files import RemoteFiles
+from flexd.runtime.render import KERNEL_DIRECTORIES, HostFacts, render
+
+_LXC_START = "/usr/bin/lxc-start"
+# Without newuidmap(1) in its PATH liblxc writes the id maps itself, as root may: 9 ms less, and no need for lines in
+# /etc/subuid. Hooks of `raw.lxc` need programs, so they get the usual PATH.
+_NO_PROGRAMS = {"PATH": "/nonexistent"}
+# Starting takes 10-60 ms. A start on a machine that swaps may take long; one that hangs must end some time.
+_START_TIMEOUT_S = 60.0
+# An init that cannot work (no inotify instance left, a library missing) ends within 10 ms of its start.
+_INIT_GRACE_S = 0.02
+_LXCFS = Path("/var/lib/lxcfs")
+
+
+class LxcRuntime:
+    def __init__(self, *, host: Host, directory: Path, log_directory: Path) -> None:
+        self._host = host
+        self._directory = directory
+        self._log_directory = log_directory
+        self._helper = HelperProcess(host.processes)
+        self._facts: HostFacts | None = None
+        self._library: tuple[str, dict[str, str]] | None = None
+
+    async def prepare(self) -> None:
+        """Start the helper, so that the first exec is as fast as the others."""
+        await self._helper.start()
+
+    @property
+    def helper_pid(self) -> int | None:
+        return self._helper.pid
+
+    async def version(self) -> str:
+        return (await self._ask_library())[0]
+
+    async def features(self) -> Mapping[str, str]:
+        return (await self._ask_library())[1]
+
+    # --- running -----------------------------------------------------------------------------------------------------
+
+    async def start(self, spec: ContainerSpec) -> RunningContainer:
+        paths = self._paths(spec.name)
+        config = render(spec, paths, await self._host_facts())
+        await asyncio.to_thread(_write_state, paths, config)
+        try:
+            return await self._start(paths, spec)
+        except BaseException:
+            # Cancelled or failed: liblxc's monitor is a session of its own and may be there all the same.
+            await self._clean_up(paths)
+            raise
+
+    async def _start(self, paths: ContainerPaths, spec: ContainerSpec) -> RunningContainer:
+        argv = [_LXC_START, "-n", spec.name, "-P", str(self._directory), "-f", str(paths.config), "-d"]
+        environment = None if "hook" in spec.raw else _NO_PROGRAMS
+        result = await self._host.processes.run(argv, env=environment, timeout_s=_START_TIMEOUT_S, check=False)
+        container = await self.find(spec.name) if result.returncode == 0 else None
+        if container is None or not await self._survives(container):
+            raise await self._start_failed(paths, result)
+        return container
+
+    async def _survives(self, container: RunningContainer) -> bool:
+        try:
+            async with asyncio.timeout(_INIT_GRACE_S):
+                await self._host.processes.wait_exit(container.init)
+        except TimeoutError:
+            return True
+        await self._host.processes.wait_exit(container.monitor)
+        return False
+
+    async def _start_failed(self, paths: ContainerPaths, result: Completed) -> StartFailed:
+        reason = "init ended at once" if result.returncode == 0 else "liblxc could not start it"
+        said = result.stderr.decode(errors="replace").strip()
+        tail = await asyncio.to_thread(Logs(paths).last_words, said)
+        return StartFailed(f'Failed to start container "{paths.name}": {reason}{tail}')
+
+    async def _clean_up(self, paths: ContainerPaths) -> None:
+        container = await self.find(paths.name)
+        if container is not None:
+            await self.kill(container)
+        for group in (paths.payload_group, paths.monitor_group):
+            try:
+                await self._host.cgroups.remove(group)
+            except HostError as error:
+                # Not what the caller must hear about; liblxc reuses what stays.
+                await asyncio.to_thread(Logs(paths).note, f"Failed removing cgroup {group}: {error}")
+
+    async def find(self, name: str) -> RunningContainer | None:
+        pids = await ask_processes(self._directory, name)
+        if pids is None:
+            return None
+        monitor = await self._host.processes.identify(pids[0])
+        init = await self._host.processes.identify(pids[1]) if pids[1] else None
+        if monitor is None or init is None:
+            return None
+        return RunningContainer(name, init, monitor, self._paths(name).payload_group)
+
+    async def wait_ended(self, container: RunningContainer) -> Ended:
+        await self._host.processes.wait_exit(container.init)
+        await self._host.processes.wait_exit(container.monitor)
+        target = await asyncio.to_thread(_read_target, self._paths(container.name))
+        return Ended("reboot" if target == "reboot" else "stop")
+
+    async def shutdown(self, container: RunningContainer) -> None:
+        number = await asyncio.to_thread(choose_signal, self._paths(container.name).config, container.init.pid)
+        await self._host.processes.signal(container.init, number)
+
+    async def kill(self, container: RunningContainer) -> None:
+        await self._host.processes.signal(container.init, signal.SIGKILL)
+        if await self.frozen(container):
+            # In a frozen v1 cgroup the signal waits for the thaw.
+            await self.unfreeze(container)
+        await self._host.processes.wait_exit(container.init)
+        await self._host.processes.wait_exit(container.monitor)
+
+    async def freeze(self, container: RunningContainer) -> None:
+        await freezer.freeze(self._host.cgroups, container.name, container.cgroup)
+
+    async def unfreeze(self, container: RunningContainer) -> None:
+        await freezer.unfreeze(self._host.cgroups, container.cgroup)
+
+    async def frozen(self, container: RunningContainer) -> bool:
+        return await freezer.frozen(self._host.cgroups, container.cgroup)
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    async def exec(
+        self, container: RunningContainer, spec: ExecSpec, *, stdin: int, stdout: int, stderr: int, terminal: bool
+    ) -> LxcExecProcess:
+        environment = exec_environment(spec)
+        request = {
+            **self._address(container.name),
+            "command": list(spec.command),
+            "environment": environment,
+            "cwd": exec_directory(spec, environment),
+            "uid": spec.uid,
+            "gid": spec.gid,
+            "terminal": terminal,
+        }
+        connection = await self._helper.connect("x", (stdin, stdout, stderr))
+        message, _ = await self._first_answer(connection, request, f'run a command in "{container.name}"')
+        return LxcExecProcess(connection, int(message["pid"]))
+
+    async def console(self, container: RunningContainer) -> int:
+        request = {**self._address(container.name), "socket": socket_name(self._directory, container.name)}
+        connection = await self._helper.connect("c")
+        _, fds = await self._first_answer(connection, request, f'attach to the console of "{container.name}"')
+        connection.close()
+        return fds[0]
+
+    async def files(self, container: RunningContainer | None, rootfs: Path, idmap: IdMap) -> ContainerFiles:
+        if container is not None:
+            init = {"init": container.init.pid, "start_time": container.init.start_time}
+            return RemoteFiles(self._helper, container.name, init)
+        maps = {"uid_map": idmap.proc_lines(users=True), "gid_map": idmap.proc_lines(users=False)}
+        return RemoteFiles(self._helper, str(rootfs), {"init": 0, "rootfs": str(rootfs), **maps})
+
+    def _address(self, name: str) -> wire.Message:
+        return {"name": name, "directory": str(self._directory), "config": str(self._paths(name).config)}
+
+    async def _first_answer(
+        self, connection: Connection, request: wire.Message, action: str
+    ) -> tuple[wire.Message, list[int]]:
+        try:
+            await connection.send(request)
+            return await connection.receive()
+        except HelperError as error:
+            connection.close()
+            raise HelperError(f"Failed to {action}: {error}", error.errno) from error
+        except BaseException:
+            connection.close()
+            raise
+
+    # --- logs --------------------------------------------------------------------------------------------------------
+
+    async def console_log(self, name: str) -> bytes:
+        return await asyncio.to_thread(Logs(self._paths(name)).console)
+
+    async def clear_console_log(self, name: str) -> None:
+        await asyncio.to_thread(Logs(self._paths(name)).clear_console)
+
+    async def log_files(self, name: str) -> list[Path]:
+        return await asyncio.to_thread(Logs(self._paths(name)).files)
+
+    async def remove(self, name: str) -> None:
+        await asyncio.to_thread(_remove_state, self._paths(name))
+
+    async def rename(self, name: str, new_name: str) -> None:
+        await asyncio.to_thread(_rename_state, self._paths(name), self._paths(new_name))
+
+    async def close(self) -> None:
+        await self._helper.close()
+        try:
+            await self._host.cgroups.remove(group_prefix(self._directory))
+        except HostError:
+            # Containers run on below it.
+            return
+
+    # --- facts -------------------------------------------------------------------------------------------------------
+
+    def _paths(self, name: str) -> ContainerPaths:
+        if not name or "/" in name or name.startswith("."):
+            raise NotFound(f"{name!r} is not a runtime name")
+        return ContainerPaths(name, self._directory, self._log_directory)
+
+    async def _host_facts(self) -> HostFacts:
+        """Cgroups and LSM stay as they are; mounts come and go."""
+        if self._facts is None:
+            layout = await self._host.cgroups.layout()
+            features = await self._host.machine.features()
+            self._facts = HostFacts(unified_cgroup=layout.mode == "v2", apparmor=features.apparmor)
+        lxcfs, directories = await asyncio.to_thread(_look_around)
+        return msgspec.structs.replace(self._facts, lxcfs=lxcfs, kernel_directories=directories)
+
+    async def _ask_library(self) -> tuple[str, dict[str, str]]:
+        if self._library is None:
+            connection = await self._helper.connect("i")
+            try:
+                message, _ = await connection.receive()
+            finally:
+                connection.close()
+            features = {name: "true" if known else "false" for name, known in message["features"].items()}
+            self._library = (message["version"], features)
+        return self._library
+
+
+def _look_around() -> tuple[str, tuple[str, ...]]:
+    lxcfs = str(_LXCFS) if (_LXCFS / "proc/meminfo").exists() else ""
+    return lxcfs, tuple(path for path in KERNEL_DIRECTORIES if os.path.isdir(path))
+
+
+def _write_state(paths: ContainerPaths, config: str) -> None:
+    """Before a start. The configuration holds the environment, so it is root's alone, like the logs."""
+    paths.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    paths.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+    paths.target.unlink(missing_ok=True)
+    Logs(paths).begin()
+    descriptor = os.open(paths.config, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(config)
+
+
+def _read_target(paths: ContainerPaths) -> str:
+    try:
+        return paths.target.read_text()
+    except FileNotFoundError:
+        # The monitor was killed before it could run its hook.
+        return "stop"
+
+
+def _remove_state(paths: ContainerPaths) -> None:
+    Logs(paths).remove()
+    paths.target.unlink(missing_ok=True)
+    if paths.state.is_dir():
+        paths.state.rmdir()
+
+
+def _rename_state(old: ContainerPaths, new: ContainerPaths) -> None:
+    """The run-time directory holds nothing worth keeping between two runs."""
+    _remove_state(new)
+    if old.logs.is_dir():
+        old.logs.rename(new.logs)
+        new.config.unlink(missing_ok=True)
+    _remove_state(old)
