@@ -75,7 +75,9 @@ def _bind(
         if not caller.trusted and not allow_untrusted:
             raise Forbidden("not authorized")
         current_requestor.set(Requestor(caller.username, caller.protocol, caller.address))
-        return await handler(Call(request, services, caller, request.app[_OPEN_SOCKETS]))
+        call = Call(request, services, caller, request.app[_OPEN_SOCKETS])
+        call.check_project()
+        return await handler(call)
 
     return handle
 
@@ -96,9 +98,7 @@ async def _middleware(
     if not response.prepared:
         response.headers["X-Request-Id"] = request_id
     took_ms = (time.monotonic() - started) * 1000
-    log.debug(
-        "request %s: %s %s -> %d in %.1f ms", request_id, request.method, request.path, response.status, took_ms
-    )
+    log.debug("request %s: %s %s -> %d in %.1f ms", request_id, request.method, request.path, response.status, took_ms)
     return response
 
 

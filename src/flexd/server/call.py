@@ -47,13 +47,15 @@ class Call:
     def flag(self, name: str) -> bool:
         return is_true(self.query(name))
 
-    @cached_property
+    @property
     def project(self) -> str:
         """`project=`; empty means default (Ansible sends it empty)."""
-        name = self.query("project") or DEFAULT_PROJECT
-        if name not in PROJECTS:
+        return self.query("project") or DEFAULT_PROJECT
+
+    def check_project(self) -> None:
+        """Called for every request, also where the project makes no difference."""
+        if self.project not in PROJECTS:
             raise NotFound("Project not found")
-        return name
 
     @cached_property
     def projects(self) -> tuple[str, ...]:

@@ -1,31 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the routes call; `daemon.py` fills it once."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from flexd.api.keys import Key
-    from flexd.host.contract import Host
-    from flexd.images.images import Images
-    from flexd.instances.console import Console
-    from flexd.instances.exec import Exec
-    from flexd.instances.files import Files
-    from flexd.instances.instances import Instances
-    from flexd.instances.lifecycle import Lifecycle
-    from flexd.instances.logs import Logs
-    from flexd.instances.profiles import Profiles
-    from flexd.instances.state import States
-    from flexd.network.networks import Networks
-    from flexd.operations.events import Events
-    from flexd.operations.operations import Operations
-    from flexd.server.config import ServerConfig
-    from flexd.server.environment import Environment
-    from flexd.storage.pools import Pools
-    from flexd.storage.volumes import Volumes
+from flexd.api.keys import Key
+from flexd.host.contract import Host
+from flexd.images.images import Images
+from flexd.instances.console import Console
+from flexd.instances.exec import Exec
+from flexd.instances.files import Files
+from flexd.instances.instances import Instances
+from flexd.instances.lifecycle import Lifecycle
+from flexd.instances.logs import Logs
+from flexd.instances.profiles import Profiles
+from flexd.instances.state import States
+from flexd.network.networks import Networks
+from flexd.operations.events import Events
+from flexd.operations.operations import Operations
+from flexd.server.config import ServerConfig
+from flexd.server.environment import Environment
+from flexd.storage.pools import Pools
+from flexd.storage.volumes import Volumes
 
 
 @dataclass(frozen=True)

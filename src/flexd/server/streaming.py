@@ -2,15 +2,16 @@
 """Bodies of any size between the connection and a file descriptor, in pieces read and written in threads."""
 
 import asyncio
+import contextlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from email.utils import formatdate
 from http import HTTPStatus
 from pathlib import Path
 
 from aiohttp import hdrs, web
-from aiohttp.multipart import BodyPartReader
+from msgspec import Struct
 
 from flexd.api.errors import FlexdError, NotFound
 
@@ -94,20 +95,37 @@ def _write_all(fd: int, piece: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
-async def receive_path(reader: web.Request | BodyPartReader, path: Path) -> int:
-    """Write a body, or one part of it, to a new file of our own; returns its length."""
-    fd = await asyncio.to_thread(os.open, path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        if isinstance(reader, BodyPartReader):
-            return await _receive_part(reader, fd)
-        return await receive_fd(reader, fd)
-    finally:
-        await asyncio.to_thread(os.close, fd)
+class FilePart(Struct, frozen=True):
+    """One file of a multipart/form-data answer."""
+
+    field: str
+    name: str
+    path: Path
 
 
-async def _receive_part(part: BodyPartReader, fd: int) -> int:
-    total = 0
-    while piece := await part.read_chunk(PIECE_BYTES):
-        await asyncio.to_thread(_write_all, fd, piece)
-        total += len(piece)
-    return total
+async def send_parts(request: web.Request, parts: Sequence[FilePart], *, boundary: str) -> web.StreamResponse:
+    """Files one after the other as multipart/form-data (RFC 7578), their length known beforehand."""
+    with contextlib.ExitStack() as stack:
+        bodies = []
+        for part in parts:
+            fd = await asyncio.to_thread(os.open, part.path, os.O_RDONLY | os.O_CLOEXEC)
+            stack.callback(os.close, fd)
+            bodies.append((_part_head(part, boundary), fd, (await asyncio.to_thread(os.fstat, fd)).st_size))
+        tail = f"--{boundary}--\r\n".encode()
+        response = web.StreamResponse(headers={hdrs.CONTENT_TYPE: f"multipart/form-data; boundary={boundary}"})
+        response.content_length = sum(len(head) + size + 2 for head, _, size in bodies) + len(tail)
+        await response.prepare(request)
+        if request.method != hdrs.METH_HEAD:
+            for head, fd, size in bodies:
+                await response.write(head)
+                await _write_range(response, fd, 0, size)
+                await response.write(b"\r\n")
+            await response.write(tail)
+        await response.write_eof()
+        return response
+
+
+def _part_head(part: FilePart, boundary: str) -> bytes:
+    disposition = f'form-data; name="{part.field}"; filename="{part.name}"'
+    head = f"--{boundary}\r\nContent-Disposition: {disposition}\r\nContent-Type: application/octet-stream\r\n\r\n"
+    return head.encode()

@@ -24,7 +24,7 @@ async def list_networks(call: Call) -> web.Response:
 
 async def create_network(call: Call) -> web.Response:
     post = await call.body(NetworksPost)
-    await call.services.networks.create(call.project, post)
+    await call.services.networks.create(post)
     return responses.created(object_url(_URL, post.name, call.project))
 
 
@@ -35,34 +35,34 @@ async def show_network(call: Call) -> web.Response:
 
 async def replace_network(call: Call) -> web.Response:
     call.check_etag(await _editable(call))
-    await call.services.networks.update(call.project, call.param("name"), await call.body(NetworkPut))
+    await call.services.networks.update(call.param("name"), await call.body(NetworkPut))
     return responses.empty()
 
 
 async def patch_network(call: Call) -> web.Response:
     current = await _editable(call)
     call.check_etag(current)
-    await call.services.networks.update(call.project, call.param("name"), await call.patched(current))
+    await call.services.networks.update(call.param("name"), await call.patched(current))
     return responses.empty()
 
 
 async def rename_network(call: Call) -> web.Response:
     post = await call.body(NetworkPost)
-    await call.services.networks.rename(call.project, call.param("name"), post)
+    await call.services.networks.rename(call.param("name"), post)
     return responses.created(object_url(_URL, post.name, call.project))
 
 
 async def delete_network(call: Call) -> web.Response:
-    await call.services.networks.delete(call.project, call.param("name"))
+    await call.services.networks.delete(call.param("name"))
     return responses.empty()
 
 
 async def show_state(call: Call) -> web.Response:
-    return responses.sync(await call.services.networks.state(call.project, call.param("name")))
+    return responses.sync(await call.services.networks.state(call.param("name")))
 
 
 async def list_leases(call: Call) -> web.Response:
-    return responses.sync(await call.services.networks.leases(call.project, call.param("name")))
+    return responses.sync(await call.services.networks.leases(call.param("name")))
 
 
 ENDPOINTS = (

@@ -28,7 +28,7 @@ def _used_by(call: Call, project: str) -> list[str]:
         "/1.0/instances": services.instances.names(project),
         "/1.0/profiles": services.profiles.names(project),
         "/1.0/images": services.images.fingerprints(project),
-        "/1.0/networks": [network.name for network in services.networks.show_all(project) if network.managed],
+        "/1.0/networks": services.networks.names(project),
     }
     return [object_url(url, name, project) for url, names in collections.items() for name in names]
 
@@ -53,7 +53,7 @@ async def show_state(call: Call) -> web.Response:
     usage = {
         "containers": len(call.services.instances.names(name)),
         "instances": len(call.services.instances.names(name)),
-        "networks": len([n for n in call.services.networks.show_all(name) if n.managed]),
+        "networks": len(call.services.networks.names(name)),
         "virtual-machines": 0,
     }
     resources = {kind: ProjectStateResource(Limit=_UNLIMITED, Usage=count) for kind, count in usage.items()}

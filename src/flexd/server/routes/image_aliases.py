@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`/1.0/images/aliases`; names may contain slashes, percent-encoded or not."""
+
+from aiohttp import web
+
+from flexd.api.image import ImageAliasesEntryPost, ImageAliasesEntryPut, ImageAliasesPost
+from flexd.server import responses
+from flexd.server.call import Call
+from flexd.server.decode import narrow
+from flexd.server.endpoint import Endpoint
+from flexd.server.listing import list_response, object_url
+
+_URL = "/1.0/images/aliases"
+
+
+def _editable(call: Call) -> ImageAliasesEntryPut:
+    return narrow(call.services.images.show_alias(call.project, call.param("name")), ImageAliasesEntryPut)
+
+
+async def list_aliases(call: Call) -> web.Response:
+    images = call.services.images
+    return list_response(call, _URL, images.alias_names, images.aliases)
+
+
+async def create_alias(call: Call) -> web.Response:
+    post = await call.body(ImageAliasesPost)
+    await call.services.images.create_alias(call.project, post)
+    return responses.created(object_url(_URL, post.name, call.project))
+
+
+async def show_alias(call: Call) -> web.Response:
+    alias = call.services.images.show_alias(call.project, call.param("name"))
+    return responses.sync(alias, editable=narrow(alias, ImageAliasesEntryPut))
+
+
+async def replace_alias(call: Call) -> web.Response:
+    call.check_etag(_editable(call))
+    await call.services.images.update_alias(call.project, call.param("name"), await call.body(ImageAliasesEntryPut))
+    return responses.empty()
+
+
+async def patch_alias(call: Call) -> web.Response:
+    current = _editable(call)
+    call.check_etag(current)
+    await call.services.images.update_alias(call.project, call.param("name"), await call.patched(current))
+    return responses.empty()
+
+
+async def rename_alias(call: Call) -> web.Response:
+    post = await call.body(ImageAliasesEntryPost)
+    await call.services.images.rename_alias(call.project, call.param("name"), post)
+    return responses.created(object_url(_URL, post.name, call.project))
+
+
+async def delete_alias(call: Call) -> web.Response:
+    await call.services.images.delete_alias(call.project, call.param("name"))
+    return responses.empty()
+
+
+ENDPOINTS = (
+    Endpoint(_URL, {"GET": list_aliases, "POST": create_alias}),
+    Endpoint(
+        _URL + "/{name:.+}",
+        {"GET": show_alias, "PUT": replace_alias, "PATCH": patch_alias, "POST": rename_alias, "DELETE": delete_alias},
+    ),
+)

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`/1.0/images`: the store, uploads and export."""
+
+import secrets
+from collections.abc import AsyncIterator
+
+from aiohttp import web
+from aiohttp.multipart import BodyPartReader
+
+from flexd.api.errors import BadRequest, TooLarge
+from flexd.api.image import ImagePut, ImagesPost
+from flexd.images.incoming import UploadPart, parse_upload_headers
+from flexd.operations.operations import Operation
+from flexd.server import responses
+from flexd.server.call import Call
+from flexd.server.decode import decode, narrow
+from flexd.server.endpoint import Endpoint
+from flexd.server.listing import list_response
+from flexd.server.streaming import PIECE_BYTES, FilePart, send_parts, send_path
+
+_URL = "/1.0/images"
+
+
+def _editable(call: Call) -> ImagePut:
+    return narrow(call.services.images.show(call.project, call.param("fingerprint")), ImagePut)
+
+
+async def list_images(call: Call) -> web.Response:
+    images = call.services.images
+    return list_response(call, _URL, images.fingerprints, images.show_all, key="fingerprint")
+
+
+async def create_image(call: Call) -> web.Response:
+    """JSON says where to get the image; anything else is the image, in two parts if it is a split one."""
+    if call.request.content_type.startswith("multipart/"):
+        operation = await _upload_parts(call)
+    else:
+        operation = await _upload_or_fetch(call)
+    return responses.background(operation.render())
+
+
+async def _upload_parts(call: Call) -> Operation:
+    headers = parse_upload_headers(call.request.headers)
+    return await call.services.images.create_from_upload(call.project, _parts(call.request), headers, multipart=True)
+
+
+async def _upload_or_fetch(call: Call) -> Operation:
+    """Told apart by the first byte: not every client sends a Content-Type (pylxd, Ansible), and no archive starts with
+    a brace."""
+    images = call.services.images
+    first = await call.request.content.readany()
+    if not first:
+        raise BadRequest("Invalid image: the request has no body")
+    if first.lstrip()[:1] == b"{":
+        post = decode(await _rest(call.request, first), ImagesPost)
+        return await images.create_from_source(call.project, post)
+    headers = parse_upload_headers(call.request.headers)
+    return await images.create_from_upload(call.project, _chunks(call.request, first), headers, multipart=False)
+
+
+async def _rest(request: web.Request, first: bytes) -> bytes:
+    pieces = [first]
+    total = len(first)
+    async for piece in request.content.iter_any():
+        pieces.append(piece)
+        total += len(piece)
+        if total > request.client_max_size:
+            raise TooLarge(f"Invalid request: its JSON body has more than {request.client_max_size} bytes")
+    return b"".join(pieces)
+
+
+async def _chunks(request: web.Request, first: bytes) -> AsyncIterator[bytes]:
+    yield first
+    async for piece in request.content.iter_any():
+        yield piece
+
+
+async def _parts(request: web.Request) -> AsyncIterator[UploadPart]:
+    async for part in await request.multipart():
+        if not isinstance(part, BodyPartReader):
+            raise BadRequest("Invalid multipart image: nested parts")
+        yield UploadPart(part.name or "", part.filename or "", _part_chunks(part))
+
+
+async def _part_chunks(part: BodyPartReader) -> AsyncIterator[bytes]:
+    while piece := await part.read_chunk(PIECE_BYTES):
+        yield bytes(piece)
+
+
+async def show_image(call: Call) -> web.Response:
+    image = call.services.images.show(call.project, call.param("fingerprint"))
+    return responses.sync(image, editable=narrow(image, ImagePut))
+
+
+async def replace_image(call: Call) -> web.Response:
+    call.check_etag(_editable(call))
+    await call.services.images.update(call.project, call.param("fingerprint"), await call.body(ImagePut))
+    return responses.empty()
+
+
+async def patch_image(call: Call) -> web.Response:
+    current = _editable(call)
+    call.check_etag(current)
+    await call.services.images.update(call.project, call.param("fingerprint"), await call.patched(current))
+    return responses.empty()
+
+
+async def delete_image(call: Call) -> web.Response:
+    operation = await call.services.images.delete(call.project, call.param("fingerprint"))
+    return responses.background(operation.render())
+
+
+async def export_image(call: Call) -> web.StreamResponse:
+    """The file as it came in; a split image as multipart/form-data."""
+    files = await call.services.images.export_files(call.project, call.param("fingerprint"))
+    if files.rootfs is None:
+        return await send_path(call.request, files.metadata, files.metadata_name)
+    parts = [
+        FilePart("metadata", files.metadata_name, files.metadata),
+        FilePart("rootfs", files.rootfs_name, files.rootfs),
+    ]
+    return await send_parts(call.request, parts, boundary=secrets.token_hex(16))
+
+
+ENDPOINTS = (
+    Endpoint(_URL, {"GET": list_images, "POST": create_image}),
+    Endpoint(
+        _URL + "/{fingerprint}",
+        {"GET": show_image, "PUT": replace_image, "PATCH": patch_image, "DELETE": delete_image},
+    ),
+    Endpoint(_URL + "/{fingerprint}/export", {"GET": export_image}),
+)
