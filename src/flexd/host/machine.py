@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this machine is and can do: probes by trying, sysctls, subordinate ids."""
+
+import asyncio
+import os
+import platform
+import re
+import shutil
+import socket
+import tempfile
+from collections.abc import Coroutine, Mapping
+from pathlib import Path
+from typing import Any
+
+from flexd.api.idmap import IdMap
+from flexd.host import resources, syscalls
+from flexd.host.contract import (
+    Cgroups,
+    CommandFailed,
+    Features,
+    HostError,
+    Mounts,
+    Processes,
+    SubordinateRange,
+)
+from flexd.host.threads import Threads
+
+# How each program tells its version; an empty list: it does not, or takes long to (mmdebstrap is 80 ms of Perl).
+_PROGRAMS: dict[str, list[str]] = {
+    "lxc-start": ["--version"],
+    "dnsmasq": ["--version"],
+    "nft": ["--version"],
+    "btrfs": ["--version"],
+    "criu": ["--version"],
+    "tar": ["--version"],
+    "unsquashfs": ["-version"],
+    "mksquashfs": ["-version"],
+    "mmdebstrap": [],
+    "rsync": ["--version"],
+    "newuidmap": [],
+}
+# Without it: what then does not work. Programs that nothing needs but more speed are not listed.
+_WITHOUT: dict[str, str] = {
+    "lxc-start": "containers cannot be started (package lxc)",
+    "dnsmasq": "managed bridges have no DHCP and DNS (package dnsmasq-base)",
+    "nft": "managed bridges have no NAT and firewall (package nftables)",
+    "btrfs": "storage pools of driver btrfs (package btrfs-progs)",
+    "criu": "stateful snapshots and live migration (package criu)",
+    "tar": "images and backups (package tar)",
+    "unsquashfs": "images in squashfs format (package squashfs-tools)",
+    "mksquashfs": "making images in squashfs format (package squashfs-tools)",
+    "mmdebstrap": "building images of Debian and Ubuntu (package mmdebstrap)",
+}
+_SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_VERSION = re.compile(r"\d+(?:\.\d+)+[^\s,()]*")
+_PROBE_TIMEOUT_S = 5.0
+
+# LXD's "production setup" and what 100 containers with systemd were seen to need.
+_WANTED_SYSCTLS: dict[str, int] = {
+    "fs.aio-max-nr": 524288,
+    "fs.inotify.max_queued_events": 1048576,
+    "fs.inotify.max_user_instances": 1048576,
+    "fs.inotify.max_user_watches": 1048576,
+    "kernel.keys.maxbytes": 2000000,
+    "kernel.keys.maxkeys": 2000,
+    "net.ipv4.neigh.default.gc_thresh1": 2048,
+    "net.ipv4.neigh.default.gc_thresh2": 4096,
+    "net.ipv4.neigh.default.gc_thresh3": 8192,
+    "net.ipv6.neigh.default.gc_thresh1": 2048,
+    "net.ipv6.neigh.default.gc_thresh2": 4096,
+    "net.ipv6.neigh.default.gc_thresh3": 8192,
+    "vm.max_map_count": 262144,
+}
+
+# LXD's name of an architecture, by uname's, and the one that the same CPU also runs.
+_ARCHITECTURES: dict[str, list[str]] = {
+    "x86_64": ["x86_64", "i686"],
+    "aarch64": ["aarch64", "armv7l"],
+    "ppc64le": ["ppc64le"],
+    "s390x": ["s390x"],
+    "riscv64": ["riscv64"],
+    "armv7l": ["armv7l"],
+    "i686": ["i686"],
+}
+_DEFAULT_RANGE = SubordinateRange(base=1000000, count=1000000000)
+# The id that a probe shifts by; any will do.
+_PROBE_DIRECTORIES = ("lower", "upper", "work", "target")
+_PROBE_MAP = IdMap.single(1000000, 65536)
+
+
+class LinuxMachine:
+    def __init__(
+        self, threads: Threads, processes: Processes, mounts: Mounts, cgroups: Cgroups, *, root: Path = Path("/")
+    ) -> None:
+        """`root`: where /proc, /sys and /etc are looked for, another one in tests."""
+        self._threads = threads
+        self._processes = processes
+        self._mounts = mounts
+        self._cgroups = cgroups
+        self._root = root
+
+    async def features(self) -> Features:
+        features, cgroup, programs, (idmapped, overlay) = await asyncio.gather(
+            self._threads.run(_kernel_features, self._root), self._cgroups.layout(),
+            self._programs(), self._mount_features(),
+        )  # fmt: skip
+        features.cgroup = cgroup
+        features.programs = programs
+        features.idmapped_mounts = idmapped
+        features.overlay_idmapped_lower = overlay
+        features.missing = missing(features)
+        return features
+
+    async def subordinate_ids(self) -> SubordinateRange:
+        return await self._threads.run(self._subordinate_ids)
+
+    async def boot_id(self) -> str:
+        path = self._root / "proc/sys/kernel/random/boot_id"
+        return (await self._threads.run(path.read_text)).strip()
+
+    async def raise_limits(self) -> dict[str, str]:
+        return await self._threads.run(raise_sysctls, self._root / "proc/sys", _WANTED_SYSCTLS)
+
+    async def sysctl(self, name: str, value: str) -> bool:
+        return await self._threads.run(_write, sysctl_path(self._root / "proc/sys", name), value)
+
+    async def resources(self) -> dict[str, Any]:
+        return await self._threads.run(resources.read, self._root)
+
+    async def load_average(self) -> tuple[float, float, float]:
+        return await self._threads.run(os.getloadavg)
+
+    def _subordinate_ids(self) -> SubordinateRange:
+        texts = [_text(self._root / "etc" / name) for name in ("subuid", "subgid")]
+        return common_range(*(root_ranges(text) for text in texts))
+
+    async def _programs(self) -> dict[str, str]:
+        found = await self._threads.run(lambda: [name for name in _PROGRAMS if shutil.which(name, path=_SEARCH_PATH)])
+        versions = await asyncio.gather(*(self._version(name) for name in found))
+        return dict(zip(found, versions, strict=True))
+
+    async def _version(self, program: str) -> str:
+        arguments = _PROGRAMS[program]
+        if not arguments:
+            return ""
+        try:
+            done = await self._processes.run([program, *arguments], check=False, timeout_s=_PROBE_TIMEOUT_S)
+        except CommandFailed:
+            return ""
+        return parse_version((done.stdout or done.stderr).decode(errors="replace"))
+
+    async def _mount_features(self) -> tuple[bool, bool]:
+        """Idmapped mounts, and overlays on them, tried where instances live: on the file system of /var."""
+        place = await self._threads.run(_make_probe_directories, self._root / "var/tmp")
+        lower, upper, work, target = (place / name for name in _PROBE_DIRECTORIES)
+        try:
+            idmapped = await self._works(target, self._mounts.idmapped_bind(lower, target, _PROBE_MAP))
+            overlay = self._mounts.overlay(target, lower=lower, upper=upper, work=work, lower_idmap=_PROBE_MAP)
+            return idmapped, await self._works(target, overlay)
+        finally:
+            await self._threads.run(shutil.rmtree, place, ignore_errors=True)
+
+    async def _works(self, target: Path, attempt: Coroutine[Any, Any, None]) -> bool:
+        try:
+            await attempt
+            await self._mounts.unmount(target)
+        except HostError:
+            return False
+        return True
+
+
+def _kernel_features(root: Path) -> Features:
+    """Blocking; everything that needs no program and no mount."""
+    uname = os.uname()
+    release = platform.freedesktop_os_release() if root == Path("/") else {}
+    return Features(
+        kernel=uname.sysname,
+        kernel_version=uname.release,
+        kernel_architecture=uname.machine,
+        os_name=release.get("NAME", ""),
+        os_version=release.get("VERSION_ID", ""),
+        architectures=_ARCHITECTURES.get(uname.machine, [uname.machine]),
+        pidfd=_pidfd_works(),
+        seccomp_listener=syscalls.seccomp_action_available(syscalls.SECCOMP_RET_USER_NOTIF),
+        apparmor=_text(root / "sys/module/apparmor/parameters/enabled").strip() == "Y"
+        and (root / "sys/kernel/security/apparmor").is_dir(),
+        unprivileged_user_namespaces=_user_namespaces_allowed(root / "proc/sys"),
+        network_namespace_id=_namespace_ids_work(),
+    )
+
+
+def _make_probe_directories(parent: Path) -> Path:
+    place = Path(tempfile.mkdtemp(prefix="flexd-probe-", dir=parent))
+    for name in _PROBE_DIRECTORIES:
+        (place / name).mkdir()
+    return place
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def _pidfd_works() -> bool:
+    try:
+        os.close(syscalls.pidfd_open(os.getpid()))
+    except HostError:
+        return False
+    return True
+
+
+def _namespace_ids_work() -> bool:
+    """Reading links of other network namespaces by id came with strict checking of requests (Linux 4.20)."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as probe:
+        try:
+            probe.setsockopt(syscalls.SOL_NETLINK, syscalls.NETLINK_GET_STRICT_CHK, 1)
+        except OSError:
+            return False
+    return True
+
+
+def _user_namespaces_allowed(sysctls: Path) -> bool:
+    # kernel.unprivileged_userns_clone is Debian's own and may be absent.
+    switch = _text(sysctls / "kernel/unprivileged_userns_clone").strip()
+    most = _text(sysctls / "user/max_user_namespaces").strip()
+    return switch != "0" and most not in ("", "0")
+
+
+def parse_version(text: str) -> str:
+    """The first thing like a version in what a program prints: `5.0.2`, `v1.0.6` without the v."""
+    match = _VERSION.search(text)
+    return match[0] if match else ""
+
+
+def missing(features: Features) -> dict[str, str]:
+    absent = {name: words for name, words in _WITHOUT.items() if name not in features.programs}
+    kernel = {
+        "idmapped mounts": (features.idmapped_mounts, "shifting ids without rewriting files (Linux 5.12)"),
+        "overlay on idmapped mounts": (
+            features.overlay_idmapped_lower, "unprivileged containers in storage pools of driver overlay (Linux 5.19)",
+        ),
+        "pidfd": (features.pidfd, "watching containers across restarts of the daemon (Linux 5.3)"),
+        "seccomp listener": (features.seccomp_listener, "security.syscalls.intercept.* (Linux 5.0)"),
+        "AppArmor": (features.apparmor, "confining containers by AppArmor profiles"),
+        "network namespace ids": (features.network_namespace_id, "network figures of instances (Linux 4.20)"),
+        "user namespaces": (features.unprivileged_user_namespaces, "unprivileged containers"),
+    }  # fmt: skip
+    return absent | {name: words for name, (present, words) in kernel.items() if not present}
+
+
+def root_ranges(text: str) -> list[tuple[int, int]]:
+    """(base, count) of root's lines in `/etc/subuid` or `/etc/subgid`."""
+    ranges = []
+    for line in text.splitlines():
+        fields = line.strip().split(":")
+        if len(fields) == 3 and fields[0] in ("root", "0") and fields[1].isdigit() and fields[2].isdigit():
+            ranges.append((int(fields[1]), int(fields[2])))
+    return ranges
+
+
+def common_range(users: list[tuple[int, int]], groups: list[tuple[int, int]]) -> SubordinateRange:
+    """The largest range that root has both as users and as groups: maps are made for both alike."""
+    shared = [
+        SubordinateRange(base=max(user, group), count=min(user + users_count, group + groups_count) - max(user, group))
+        for user, users_count in users
+        for group, groups_count in groups
+    ]
+    best = max(shared, key=lambda each: each.count, default=_DEFAULT_RANGE)
+    return best if best.count > 0 else _DEFAULT_RANGE
+
+
+def sysctl_path(root: Path, name: str) -> Path:
+    """`net.ipv4.conf.eth0/1.rp_filter`: a slash in a name stands for a dot (sysctl(8))."""
+    return root / "/".join(part.replace("/", ".") for part in name.split("."))
+
+
+def _write(path: Path, value: str) -> bool:
+    try:
+        path.write_text(value)
+    except OSError:
+        return False
+    return True
+
+
+def raise_sysctls(root: Path, wanted: Mapping[str, int]) -> dict[str, str]:
+    """Blocking. What is higher already stays; what is not there or may not be set is left out."""
+    changed = {}
+    for name, value in wanted.items():
+        path = sysctl_path(root, name)
+        old = _text(path).strip()
+        if old.isdigit() and int(old) < value and _write(path, str(value)):
+            changed[name] = f"{old} -> {value}"
+    return changed

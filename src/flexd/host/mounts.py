@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mounts: plain, bound, with shifted ids, and overlays."""
+
+import errno
+import os
+import shutil
+import tempfile
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from flexd.api.idmap import IdMap
+from flexd.host import mountinfo, syscalls
+from flexd.host.contract import HostError, MountInfo, Processes
+from flexd.host.threads import Threads
+
+_MOUNTINFO = Path("/proc/self/mountinfo")
+_RUN = Path("/run")
+_LOWER_PREFIX = "flexd-lower-"
+# Each is one open fd; maps are as many as there are isolated containers being started, mostly one.
+_CACHED_NAMESPACES = 64
+
+# What overlayfs is asked for, whatever the kernel's configuration has as default:
+_OVERLAY_OPTIONS = {
+    # index=on ties an upper layer to the inode of its lower one and refuses to mount (ESTALE) after a pool was moved or
+    # restored from a backup; it is for NFS export and hard links across copy-up, which we can do without.
+    "index": "off",
+    # metacopy=on leaves files without data in the upper layer: a volume would no longer be whole by itself plus its
+    # image for whoever copies the upper directory. Ids are shifted by the mount, so there is no chown -R to save.
+    "metacopy": "off",
+    # Without redirects rename(2) of a directory from the image fails with EXDEV, which a virtual machine never does.
+    # Their xattr is in trusted.*, out of reach of a container, and overlayfs refuses it through the mount.
+    "redirect_dir": "on",
+    # One st_dev for the whole tree (find -xdev, du -x, tar --one-file-system) where inode numbers leave room for it.
+    "xino": "auto",
+}
+# Errors by which a kernel says that it does not take layers as fds (before 6.13) or detached ones (before 6.15).
+_NO_LAYER_FDS = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM})
+# Characters that separate or quote in the option string of overlayfs.
+_OVERLAY_SPECIAL = frozenset(",:\\")
+_PLAIN_PATH_BYTES = 900
+
+
+class UserNamespaces:
+    """User namespaces by the map they have, kept as fds for the mounts to come. Used from many threads."""
+
+    def __init__(self, limit: int = _CACHED_NAMESPACES) -> None:
+        self._limit = limit
+        self._fds: OrderedDict[IdMap, int] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def borrow(self, idmap: IdMap) -> int:
+        """An fd of the caller's own (the cached one may be dropped meanwhile)."""
+        with self._lock:
+            fd = self._fds.get(idmap)
+            if fd is None:
+                fd = syscalls.user_namespace(idmap.proc_lines(users=True), idmap.proc_lines(users=False))
+                self._fds[idmap] = fd
+                if len(self._fds) > self._limit:
+                    os.close(self._fds.popitem(last=False)[1])
+            self._fds.move_to_end(idmap)
+            return os.dup(fd)
+
+    def close(self) -> None:
+        with self._lock:
+            while self._fds:
+                os.close(self._fds.popitem()[1])
+
+
+class LinuxMounts:
+    def __init__(self, threads: Threads, processes: Processes) -> None:
+        self._threads = threads
+        self._processes = processes
+        self._namespaces = UserNamespaces()
+        self._layers_as_fds: bool | None = None  # not known before the first overlay
+        self._swept = False
+
+    async def mount(self, source: str, target: Path, fstype: str, options: str = "") -> None:
+        if _needs_program(source, fstype, options):
+            arguments = ["-t", fstype] if fstype else []
+            arguments += ["-o", options] if options else []
+            await self._processes.run(["mount", *arguments, "--", source, str(target)])
+            return
+        flags, data = mountinfo.parse_options(options)
+        await self._threads.run(syscalls.mount, source, target, fstype, flags, data)
+
+    async def bind(self, source: Path, target: Path, *, recursive: bool = False, readonly: bool = False) -> None:
+        await self._threads.run(self._bind, source, target, None, recursive, readonly)
+
+    async def idmapped_bind(
+        self, source: Path, target: Path, idmap: IdMap, *, recursive: bool = False, readonly: bool = False
+    ) -> None:
+        await self._threads.run(self._bind, source, target, idmap, recursive, readonly)
+
+    async def overlay(
+        self, target: Path, *, lower: Path, upper: Path, work: Path, lower_idmap: IdMap | None = None
+    ) -> None:
+        await self._threads.run(self._overlay, target, lower, upper, work, lower_idmap)
+
+    async def unmount(self, target: Path, *, detach: bool = False) -> None:
+        await self._threads.run(_unmount, target, detach)
+
+    async def mounted(self, target: Path) -> bool:
+        return await self._threads.run(lambda: mountinfo.is_target(_MOUNTINFO.read_bytes(), os.path.realpath(target)))
+
+    async def below(self, path: Path) -> list[MountInfo]:
+        return await self._threads.run(mounts_below, path)
+
+    def close(self) -> None:
+        self._namespaces.close()
+
+    def _bind(self, source: Path, target: Path, idmap: IdMap | None, recursive: bool, readonly: bool) -> None:
+        with self._clone(source, idmap, recursive=recursive, readonly=readonly) as clone:
+            syscalls.move_mount(clone, target)
+
+    @contextmanager
+    def _clone(self, source: Path, idmap: IdMap | None, *, recursive: bool, readonly: bool) -> Iterator[int]:
+        """A detached copy of a mount; it goes with the end of the block unless it was attached."""
+        clone = syscalls.open_tree(source, recursive=recursive)
+        try:
+            flags = syscalls.MOUNT_ATTR_RDONLY if readonly else 0
+            if idmap:
+                namespace = self._namespaces.borrow(idmap)
+                try:
+                    flags |= syscalls.MOUNT_ATTR_IDMAP
+                    syscalls.mount_setattr(clone, source, set_flags=flags, userns_fd=namespace, recursive=recursive)
+                finally:
+                    os.close(namespace)
+            elif flags:
+                syscalls.mount_setattr(clone, source, set_flags=flags, recursive=recursive)
+            yield clone
+        finally:
+            os.close(clone)
+
+    # --- overlay -------------------------------------------------------------------------------------------------
+
+    def _overlay(self, target: Path, lower: Path, upper: Path, work: Path, idmap: IdMap | None) -> None:
+        if self._layers_as_fds is not False:
+            try:
+                self._overlay_by_fds(target, lower, upper, work, idmap)
+            except HostError as error:
+                if self._layers_as_fds or error.errno not in _NO_LAYER_FDS:
+                    raise
+            else:
+                self._layers_as_fds = True
+                return
+        self._overlay_by_paths(target, lower, upper, work, idmap)
+        self._layers_as_fds = False
+
+    def _overlay_by_fds(self, target: Path, lower: Path, upper: Path, work: Path, idmap: IdMap | None) -> None:
+        """Linux 6.15: layers of any name, and the lower mount need not be attached anywhere."""
+        what = f"overlay {upper} on {lower} at {target}"
+        with ExitStack() as stack:
+            lower_fd = stack.enter_context(self._clone(lower, idmap, recursive=False, readonly=True))
+            context = stack.enter_context(_closing(syscalls.fsopen("overlay")))
+            syscalls.fsconfig_fd(context, what, "lowerdir+", lower_fd)
+            for key, path in (("upperdir", upper), ("workdir", work)):
+                fd = stack.enter_context(_opened(path))
+                syscalls.fsconfig_fd(context, what, key, fd)
+            for key, value in {"source": "flexd", **_OVERLAY_OPTIONS}.items():
+                syscalls.fsconfig_string(context, what, key, value)
+            overlay = stack.enter_context(_closing(syscalls.fsmount(context, what)))
+            syscalls.move_mount(overlay, target)
+
+    def _overlay_by_paths(self, target: Path, lower: Path, upper: Path, work: Path, idmap: IdMap | None) -> None:
+        """Before: overlayfs looks layers up by path, and the lower mount must be in our mount namespace meanwhile."""
+        with ExitStack() as stack:
+            if idmap:
+                lower = stack.enter_context(self._attached(lower, idmap))
+            layers = {"lowerdir": lower, "upperdir": upper, "workdir": work}
+            options = {key: stack.enter_context(_plain_name(path)) for key, path in layers.items()} | _OVERLAY_OPTIONS
+            data = ",".join(f"{key}={value}" for key, value in options.items())
+            syscalls.mount("flexd", target, "overlay", 0, data)
+
+    @contextmanager
+    def _attached(self, source: Path, idmap: IdMap) -> Iterator[Path]:
+        if not self._swept:
+            _sweep_attached()
+            self._swept = True
+        place = Path(tempfile.mkdtemp(prefix=f"{_LOWER_PREFIX}{os.getpid()}-", dir=_RUN))
+        try:
+            with self._clone(source, idmap, recursive=False, readonly=True) as clone:
+                syscalls.move_mount(clone, place)
+            try:
+                yield place
+            finally:
+                syscalls.unmount(place, syscalls.MNT_DETACH)
+        finally:
+            place.rmdir()
+
+
+def mounts_below(path: Path) -> list[MountInfo]:
+    """Blocking."""
+    return mountinfo.at_or_below(_MOUNTINFO.read_bytes(), os.path.realpath(path))
+
+
+def _unmount(target: Path, detach: bool) -> None:
+    try:
+        syscalls.unmount(target, syscalls.MNT_DETACH if detach else 0)
+    except HostError as error:
+        # EINVAL: not a mount point (umount2(2)).
+        if error.errno not in (errno.EINVAL, errno.ENOENT):
+            raise
+
+
+def _needs_program(source: str, fstype: str, options: str) -> bool:
+    """Whether mount(8) must do it: loop devices, labels, and file systems with a helper of their own."""
+    if source.startswith(("UUID=", "LABEL=", "PARTUUID=", "PARTLABEL=")) or not fstype:
+        return True
+    if any(option == "loop" or option.startswith("loop=") for option in options.split(",")):
+        return True
+    return shutil.which(f"mount.{fstype}", path="/sbin:/usr/sbin") is not None
+
+
+@contextmanager
+def _closing(fd: int) -> Iterator[int]:
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    with syscalls.naming(f"open {path}", "open"):
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    with _closing(fd):
+        yield fd
+
+
+@contextmanager
+def _plain_name(path: Path) -> Iterator[str]:
+    """A name that needs no quoting in options: the path, or a link to it in /proc where it has commas or is long."""
+    text = str(path)
+    if len(os.fsencode(text)) < _PLAIN_PATH_BYTES and not _OVERLAY_SPECIAL & set(text):
+        yield text
+        return
+    with _opened(path) as fd:
+        yield f"/proc/self/fd/{fd}"
+
+
+def _sweep_attached() -> None:
+    """Remove lower mounts of daemons that were killed in the instant between attaching and detaching them."""
+    for place in _RUN.glob(f"{_LOWER_PREFIX}*"):
+        owner = place.name.removeprefix(_LOWER_PREFIX).partition("-")[0]
+        if not Path("/proc", owner).exists():
+            _unmount(place, detach=True)
+            place.rmdir()
