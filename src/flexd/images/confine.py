@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Command lines that confine a program fed with somebody else's archive.
+
+The kernel keeps it in: even a tar or unsquashfs that is fooled (or exploited) sees only a read-only /usr and the
+target directory, holds no capability beyond file ownership, and dies with us.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+# In a private mount namespace: a tmpfs as root, the system's programs read-only, the target at /image/rootfs. The few
+# files of a unified image that stand beside rootfs/ land in the tmpfs and vanish with it. Then no capabilities but
+# those that restore owners and modes: without CAP_MKNOD no devices, without CAP_SYS_ADMIN no trusted.* attributes.
+# An overlay whiteout (character device 0/0) is the one device that anybody may make: it is removed again.
+_SCRIPT = r"""
+set -eu
+stage=$1; target=$2; file=$3; shift 3
+mount -t tmpfs -o size=64m,mode=755 flexd "$stage"
+mkdir -p "$stage/image/rootfs" "$stage/dev" "$stage/tmp"
+if [ -n "$target" ]; then mount --bind "$target" "$stage/image/rootfs"; fi
+for directory in bin sbin lib lib32 lib64 usr nix gnu; do
+    if [ -L "/$directory" ]; then cp -P "/$directory" "$stage/$directory"
+    elif [ -d "/$directory" ]; then
+        mkdir "$stage/$directory"
+        mount --bind -o ro "/$directory" "$stage/$directory"
+    fi
+done
+if [ -n "$file" ]; then : >"$stage/file"; mount --bind -o ro "$file" "$stage/file"; fi
+cd /
+exec chroot "$stage" setpriv --no-new-privs --inh-caps=-all \
+    --bounding-set=-all,+chown,+dac_override,+fowner,+fsetid,+setfcap sh -c '
+    status=0; "$@" || status=$?
+    find /image/rootfs -xdev \( -type b -o -type c \) -printf "skipped device: %p\n" -delete >&2
+    exit $status' -- "$@"
+"""
+
+TARGET = "/image/rootfs"
+"""Where a confined program sees the target."""
+FILE = "/file"
+"""Where a confined program sees the one file it is shown."""
+
+
+def confined(argv: Sequence[str], *, stage: Path, target: Path | None = None, file: Path | None = None) -> list[str]:
+    """A program that may write to `target` only. `stage` is an empty directory to mount on, outside of target; many
+    may use it at once, for each mounts in a namespace of its own. Needs root."""
+    names = [str(stage), str(target or ""), str(file or "")]
+    wrapper = ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--ipc"]
+    return [*wrapper, "sh", "-c", _SCRIPT, "sh", *names, *argv]
+
+
+def powerless(argv: Sequence[str]) -> list[str]:
+    """A filter that needs nothing but its stdin and stdout: run as nobody, with no capability at all."""
+    nobody = "65534"
+    return [
+        *("setpriv", "--reuid", nobody, "--regid", nobody, "--clear-groups", "--no-new-privs", "--inh-caps=-all"),
+        *("--bounding-set=-all", "--", *argv),
+    ]
