@@ -156,5 +156,6 @@ class DriverClass(Protocol):
     VOLUME_KEYS: tuple[Key, ...]
     name: str
     version: str
+    optimized_images: bool
 
     def __call__(self, *, host: Host, pool: str, directory: Path, config: Mapping[str, str]) -> Driver: ...

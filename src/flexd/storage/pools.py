@@ -75,6 +75,7 @@ class Pools:
         self._volumes = Documents(mirror, "storage-volumes", VolumeRecord)
         self._drivers: dict[str, Driver] = {}
         self._faults: dict[str, str] = {}
+        self._supported: list[ServerStorageDriverInfo] | None = None
         self._used_by: UsedBy = lambda _name: []
         journal.register("storage.create_pool", self._create_pool, self._uncreate_pool)
         journal.register("storage.delete_pool", self._delete_pool)
@@ -139,7 +140,12 @@ class Pools:
         )
 
     async def drivers(self) -> list[ServerStorageDriverInfo]:
-        """The drivers that work on this host."""
+        """The drivers that work on this host, found out once."""
+        if self._supported is None:
+            self._supported = await self._probe_drivers()
+        return self._supported
+
+    async def _probe_drivers(self) -> list[ServerStorageDriverInfo]:
         found = []
         for name in drivers.names():
             driver = self._make_driver("", name, {})

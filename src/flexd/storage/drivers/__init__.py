@@ -11,7 +11,8 @@ from flexd.api.errors import BadRequest
 from flexd.storage.contract import DriverClass
 
 _FOUND: dict[str, DriverClass] = {
-    module.name: importlib.import_module(f"{__name__}.{module.name}").DRIVER for module in pkgutil.iter_modules(__path__)
+    module.name: importlib.import_module(f"{__name__}.{module.name}").DRIVER
+    for module in pkgutil.iter_modules(__path__)
 }
 
 

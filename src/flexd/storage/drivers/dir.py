@@ -9,6 +9,7 @@ import asyncio
 from pathlib import Path
 
 from flexd.api.idmap import IdMap
+from flexd.host.contract import HostError
 from flexd.storage.contract import IdmapUnsupported, Unpack, VolumeKind
 from flexd.storage.directory import DirectoryDriver
 
@@ -49,13 +50,16 @@ class DirDriver(DirectoryDriver):
         if not idmap:
             await self._host.mounts.bind(volume / "data", volume / "rootfs")
             return
-        features = await self._host.machine.features()
-        if not features.idmapped_mounts:
+        try:
+            await self._host.mounts.idmapped_bind(volume / "data", volume / "rootfs", idmap)
+        except HostError as error:
+            features = await self._host.machine.features()
+            if features.idmapped_mounts:
+                raise
             raise IdmapUnsupported(
                 f'Failed mounting volume "{volume.name}" of storage pool "{self._pool}": unprivileged containers on '
                 f"the dir driver need idmapped mounts (Linux 5.12 or newer; this is {features.kernel_version})"
-            )
-        await self._host.mounts.idmapped_bind(volume / "data", volume / "rootfs", idmap)
+            ) from error
 
     async def _change_idmap(self, volume: Path, old: IdMap | None, new: IdMap) -> None:
         """Ids on disk are the container's own under every map."""
