@@ -52,10 +52,15 @@ def _chain(hook: str, kind: str, priority: str, rules: list[str]) -> str:
 
 
 def _input_rules(bridge: str, config: dict[str, str]) -> Iterator[str]:
-    """DNS, DHCP and ICMP from the network's instances to its gateway."""
+    """DNS, DHCP and ICMP from the network's instances to its gateway; DNS for nobody outside this host."""
     families = [family for family, _ in _FAMILIES if interface_of(config, family) and on(config, f"{family}.firewall")]
-    for family in families:
-        yield from (f'iifname "{bridge}" meta nfproto {family} {proto} dport 53 accept' for proto in ("udp", "tcp"))
+    for family, word in _FAMILIES:
+        interface = interface_of(config, family)
+        if family in families and interface is not None:
+            yield from (f'iifname "{bridge}" meta nfproto {family} {proto} dport 53 accept' for proto in ("udp", "tcp"))
+            # dnsmasq binds the address, not the interface: neighbours of the host could send their queries there.
+            outside = f'iifname != {{ "lo", "{bridge}" }} {word} daddr {interface.ip}'
+            yield from (f"{outside} {proto} dport 53 drop" for proto in ("udp", "tcp"))
     if "ipv4" in families:
         yield f'iifname "{bridge}" icmp type {{ {_ICMP_IN} }} accept'
         if on(config, "ipv4.dhcp"):
