@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trees of real files without root: owners are recorded, not changed. Quotas in memory."""
+
+import errno
+from pathlib import Path
+
+from msgspec import Struct
+
+from flexd.api.idmap import IdMap
+from flexd.host.contract import FileUsage, HostError
+from flexd.host.fake.mounts import FakeMounts
+from flexd.host.fake.processes import FakeProcesses
+from flexd.host.fake.recorder import Recorder
+from flexd.host.files import LinuxFiles
+from flexd.host.threads import Threads
+
+
+class Shifted(Struct, frozen=True):
+    path: Path
+    old: IdMap
+    new: IdMap
+
+
+class FakeFiles:
+    def __init__(self, recorder: Recorder, threads: Threads, processes: FakeProcesses, mounts: FakeMounts) -> None:
+        self.shifted: list[Shifted] = []
+        self.type = "ext4"
+        self._recorder = recorder
+        self._mounts = mounts
+        self._real = LinuxFiles(threads, processes)
+
+    async def remove_tree(self, path: Path) -> None:
+        self._recorder.note("files.remove_tree", path)
+        mounts = await self._mounts.below(path)
+        if mounts:
+            raise HostError(f"remove {path}: {mounts[-1].target} is mounted (unlink(2) EBUSY)", errno.EBUSY)
+        await self._real.remove_tree(path)
+
+    async def copy_tree(self, source: Path, target: Path) -> None:
+        self._recorder.note("files.copy_tree", source, target)
+        # A mount is a link here, and what it leads to is meant.
+        await self._real.copy_tree(source.resolve() if await self._mounts.mounted(source) else source, target)
+
+    async def shift_tree(self, path: Path, *, old: IdMap, new: IdMap) -> None:
+        self._recorder.note("files.shift_tree", path)
+        self.shifted.append(Shifted(path, old, new))
+
+    async def disk_usage(self, path: Path) -> int:
+        self._recorder.note("files.disk_usage", path)
+        return await self._real.disk_usage(path)
+
+    async def filesystem(self, path: Path) -> FileUsage:
+        return await self._real.filesystem(path)
+
+    async def filesystem_type(self, path: Path) -> str:
+        return self.type
+
+
+class FakeQuotas:
+    def __init__(self, recorder: Recorder, files: FakeFiles) -> None:
+        self.fault: str | None = None
+        self.projects: dict[int, Path] = {}
+        self.limits: dict[int, int] = {}
+        self._recorder = recorder
+        self._files = files
+
+    async def available(self, path: Path) -> str | None:
+        return self.fault
+
+    async def assign(self, path: Path, project: int) -> None:
+        self._recorder.note("quotas.assign", path, project)
+        self.projects[project] = path
+
+    async def set_limit(self, path: Path, project: int, limit_bytes: int) -> None:
+        self._recorder.note("quotas.set_limit", path, project, limit_bytes)
+        if limit_bytes:
+            self.limits[project] = limit_bytes
+        else:
+            self.limits.pop(project, None)
+
+    async def usage(self, path: Path, project: int) -> int:
+        tree = self.projects.get(project)
+        return await self._files.disk_usage(tree) if tree is not None else 0

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A machine that can do everything, unless a test takes something away."""
+
+import uuid
+from typing import Any
+
+import msgspec
+
+from flexd.api import resources as api
+from flexd.host.contract import CgroupLayout, Features, SubordinateRange
+from flexd.host.fake.recorder import Recorder
+
+
+class FakeMachine:
+    def __init__(self, recorder: Recorder) -> None:
+        self.features_value = Features(
+            kernel="Linux",
+            kernel_version="6.12.0",
+            kernel_architecture="x86_64",
+            os_name="Debian GNU/Linux",
+            os_version="13",
+            architectures=["x86_64", "i686"],
+            cgroup=CgroupLayout("v2", {}, None),
+            idmapped_mounts=True,
+            overlay_idmapped_lower=True,
+            pidfd=True,
+            seccomp_listener=True,
+            apparmor=True,
+            unprivileged_user_namespaces=True,
+            network_namespace_id=True,
+            programs=dict.fromkeys(("lxc-start", "dnsmasq", "nft", "tar", "unsquashfs", "mksquashfs", "rsync"), "1.0"),
+        )
+        self.range = SubordinateRange(base=1000000, count=1000000000)
+        self.sysctls: dict[str, str] = {}
+        self.load = (0.0, 0.0, 0.0)
+        self._boot_id = str(uuid.uuid4())
+        self._recorder = recorder
+
+    def new_boot(self) -> None:
+        self._boot_id = str(uuid.uuid4())
+
+    async def features(self) -> Features:
+        self._recorder.note("machine.features")
+        return self.features_value
+
+    async def subordinate_ids(self) -> SubordinateRange:
+        return self.range
+
+    async def boot_id(self) -> str:
+        return self._boot_id
+
+    async def raise_limits(self) -> dict[str, str]:
+        self._recorder.note("machine.raise_limits")
+        return {}
+
+    async def sysctl(self, name: str, value: str) -> bool:
+        self._recorder.note("machine.sysctl", name, value)
+        self.sysctls[name] = value
+        return True
+
+    async def resources(self) -> dict[str, Any]:
+        found = api.Resources(
+            cpu=api.ResourcesCPU(architecture="x86_64", sockets=[api.ResourcesCPUSocket()], total=1),
+            memory=api.ResourcesMemory(total=1 << 30, used=1 << 28),
+        )
+        builtins: dict[str, Any] = msgspec.to_builtins(found)
+        return builtins
+
+    async def load_average(self) -> tuple[float, float, float]:
+        return self.load

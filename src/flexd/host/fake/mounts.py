@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mounts without root: a bind is a symbolic link in the target's place, an overlay one to a merged copy of its layers.
+
+Unmounting an overlay writes the differences back into `upper`, deletions as `.wh.NAME`, so that layers behave like
+the real ones. Ids are not shifted; `table` tells by which map they would be.
+"""
+
+import errno
+import filecmp
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from msgspec import Struct
+
+from flexd.api.idmap import IdMap
+from flexd.host.contract import HostError, MountInfo
+from flexd.host.fake.recorder import Recorder
+from flexd.host.threads import Threads
+
+_WHITEOUT = ".wh."
+
+
+class FakeMount(Struct):
+    info: MountInfo
+    idmap: IdMap | None = None
+    lower: Path | None = None
+    upper: Path | None = None
+    merged: Path | None = None
+    aside: Path | None = None  # what lies below the mount
+
+
+class FakeMounts:
+    def __init__(self, recorder: Recorder, threads: Threads, aside: Path) -> None:
+        self.table: list[FakeMount] = []
+        self._recorder = recorder
+        self._threads = threads
+        self._aside = aside
+        self._count = 0
+
+    async def mount(self, source: str, target: Path, fstype: str, options: str = "") -> None:
+        self._recorder.note("mounts.mount", source, target, fstype, options)
+        place = await self._threads.run(self._new_place)
+        mount = FakeMount(MountInfo(self._absolute(target), source, fstype, options))
+        await self._threads.run(self._attach, mount, place)
+
+    async def bind(self, source: Path, target: Path, *, recursive: bool = False, readonly: bool = False) -> None:
+        self._recorder.note("mounts.bind", source, target)
+        await self._threads.run(self._bind, source, target, None, readonly)
+
+    async def idmapped_bind(
+        self, source: Path, target: Path, idmap: IdMap, *, recursive: bool = False, readonly: bool = False
+    ) -> None:
+        self._recorder.note("mounts.idmapped_bind", source, target, idmap)
+        await self._threads.run(self._bind, source, target, idmap, readonly)
+
+    async def overlay(
+        self, target: Path, *, lower: Path, upper: Path, work: Path, lower_idmap: IdMap | None = None
+    ) -> None:
+        self._recorder.note("mounts.overlay", target)
+        await self._threads.run(self._overlay, target, lower, upper, work, lower_idmap)
+
+    async def unmount(self, target: Path, *, detach: bool = False) -> None:
+        self._recorder.note("mounts.unmount", target)
+        await self._threads.run(self._unmount, target)
+
+    async def mounted(self, target: Path) -> bool:
+        return self._find(target) is not None
+
+    async def below(self, path: Path) -> list[MountInfo]:
+        top = self._absolute(path)
+        return [each.info for each in self.table if top in (each.info.target, *each.info.target.parents)]
+
+    async def unmount_all(self) -> None:
+        for mount in reversed(list(self.table)):
+            await self._threads.run(self._unmount, mount.info.target)
+
+    def _absolute(self, path: Path) -> Path:
+        # Not resolved: the last part is the link that stands for the mount.
+        return Path(os.path.normpath(Path.cwd() / path))
+
+    def _find(self, target: Path) -> FakeMount | None:
+        wanted = self._absolute(target)
+        return next((each for each in reversed(self.table) if each.info.target == wanted), None)
+
+    def _new_place(self) -> Path:
+        self._count += 1
+        place = self._aside / str(self._count)
+        place.mkdir()
+        return place
+
+    def _bind(self, source: Path, target: Path, idmap: IdMap | None, readonly: bool) -> None:
+        if not source.exists():
+            raise _absent(f"clone the mount of {source}")
+        options = "ro" if readonly else "rw"
+        info = MountInfo(self._absolute(target), str(source), "none", options, root=str(source))
+        self._attach(FakeMount(info, idmap=idmap or None), source.resolve())
+
+    def _overlay(self, target: Path, lower: Path, upper: Path, work: Path, idmap: IdMap | None) -> None:
+        for layer in (lower, upper, work):
+            if not layer.is_dir():
+                raise _absent(f"overlay {upper} on {lower} at {target}: {layer}")
+        merged = self._new_place()
+        _merge(lower, upper, merged)
+        options = f"rw,lowerdir={lower},upperdir={upper},workdir={work}"
+        info = MountInfo(self._absolute(target), "flexd", "overlay", options)
+        mount = FakeMount(info, idmap=idmap or None, lower=lower.resolve(), upper=upper.resolve(), merged=merged)
+        self._attach(mount, merged)
+
+    def _attach(self, mount: FakeMount, content: Path) -> None:
+        target = mount.info.target
+        if not target.exists():
+            raise _absent(f"attach a mount at {target}")
+        mount.aside = self._new_place() / "below"
+        target.rename(mount.aside) if target.is_symlink() else shutil.move(target, mount.aside)
+        target.symlink_to(content)
+        self.table.append(mount)
+
+    def _unmount(self, target: Path) -> None:
+        mount = self._find(target)
+        if mount is None or mount.aside is None:
+            return
+        self.table.remove(mount)
+        if mount.info.target.is_symlink():
+            mount.info.target.unlink()
+            if mount.aside.is_symlink():
+                mount.info.target.symlink_to(os.readlink(mount.aside))
+            else:
+                shutil.move(mount.aside, mount.info.target)
+        if mount.merged is not None and mount.lower is not None and mount.upper is not None and mount.upper.exists():
+            _write_back(mount.lower, mount.upper, mount.merged)
+            shutil.rmtree(mount.merged)
+
+
+def _absent(what: str) -> HostError:
+    return HostError(f"{what}: No such file or directory (mount(2) ENOENT)", errno.ENOENT)
+
+
+def _walk(top: Path) -> Iterator[Path]:
+    """Everything below, parents first, relative; links are not followed."""
+    for directory, names, files in os.walk(top):
+        for name in (*names, *files):
+            yield Path(directory, name).relative_to(top)
+
+
+def _merge(lower: Path, upper: Path, merged: Path) -> None:
+    shutil.copytree(lower, merged, symlinks=True, dirs_exist_ok=True)
+    for path in list(_walk(upper)):
+        if path.name.startswith(_WHITEOUT):
+            _remove(merged / path.parent / path.name.removeprefix(_WHITEOUT))
+            continue
+        source, target = upper / path, merged / path
+        if not (_is_directory(source) and _is_directory(target)):
+            _remove(target)
+            _copy(source, target)
+        else:
+            shutil.copystat(source, target)
+    shutil.copystat(upper, merged)
+
+
+def _write_back(lower: Path, upper: Path, merged: Path) -> None:
+    for entry in list(upper.iterdir()):
+        _remove(entry)
+    for path in _walk(merged):
+        if not _same(lower / path, merged / path):
+            _copy_parents(merged, upper, path.parent)
+            _copy(merged / path, upper / path)
+    for path in _walk(lower):
+        if not os.path.lexists(merged / path) and _is_directory(merged / path.parent):
+            _copy_parents(merged, upper, path.parent)
+            (upper / path.parent / f"{_WHITEOUT}{path.name}").touch()
+    shutil.copystat(merged, upper)
+
+
+def _is_directory(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _same(one: Path, other: Path) -> bool:
+    if one.is_symlink() or other.is_symlink():
+        return one.is_symlink() and other.is_symlink() and os.readlink(one) == os.readlink(other)
+    if not one.exists() or one.stat().st_mode != other.stat().st_mode:
+        return False
+    return not one.is_file() or filecmp.cmp(one, other, shallow=False)
+
+
+def _remove(path: Path) -> None:
+    if _is_directory(path):
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        path.unlink()
+
+
+def _copy(source: Path, target: Path) -> None:
+    """One entry; a directory without what is in it."""
+    if _is_directory(source):
+        target.mkdir(exist_ok=True)
+        shutil.copystat(source, target)
+    else:
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+def _copy_parents(source: Path, target: Path, path: Path) -> None:
+    for parent in reversed((path, *path.parents)):
+        if not (target / parent).exists():
+            _copy(source / parent, target / parent)

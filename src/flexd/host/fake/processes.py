@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Processes in memory. Harmless programs that only transform data are run for real; others are answered by a script."""
+
+import asyncio
+import inspect
+import itertools
+import signal as signals
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+
+from flexd.host.contract import CommandFailed, Completed, ProcessRef, Spawned
+from flexd.host.fake.recorder import Recorder
+from flexd.host.processes import LinuxProcesses
+from flexd.host.threads import Threads
+
+# Above every pid of a real process (kernel: PID_MAX_LIMIT is 4 Mi).
+_FIRST_PID = 1 << 23
+_HARMLESS = frozenset(
+    {
+        "bzip2",
+        "cat",
+        "cp",
+        "du",
+        "false",
+        "gzip",
+        "lz4",
+        "lzma",
+        "mksquashfs",
+        "rm",
+        "sh",
+        "sync",
+        "tar",
+        "true",
+        "unsquashfs",
+        "xz",
+        "zstd",
+    }
+)
+Answer = Callable[[Sequence[str], bytes | None], Completed | Awaitable[Completed]]
+
+
+class FakeChild:
+    """A process that lives until it is signalled or a test ends it."""
+
+    def __init__(self, pid: int, argv: Sequence[str]) -> None:
+        self.pid = pid
+        self.argv = list(argv)
+        self.signals: list[int] = []
+        self._exited = asyncio.Event()
+        self._returncode: int | None = None
+
+    @property
+    def returncode(self) -> int | None:
+        return self._returncode
+
+    async def wait(self) -> int:
+        await self._exited.wait()
+        assert self._returncode is not None
+        return self._returncode
+
+    def send_signal(self, signal: int) -> None:
+        """Any signal that a program does not catch ends it; SIGHUP is taken as "read your files again"."""
+        self.signals.append(signal)
+        if signal not in (0, signals.SIGHUP, signals.SIGCHLD, signals.SIGWINCH, signals.SIGCONT, signals.SIGSTOP):
+            self.exit(-signal)
+
+    def kill(self) -> None:
+        self.send_signal(signals.SIGKILL)
+
+    def exit(self, status: int) -> None:
+        if self._returncode is None:
+            self._returncode = status
+            self._exited.set()
+
+
+class FakeProcesses:
+    def __init__(self, recorder: Recorder, threads: Threads) -> None:
+        self.running: dict[int, FakeChild] = {}
+        self.harmless = set(_HARMLESS)
+        self._answers: dict[str, Answer] = {}
+        self._recorder = recorder
+        self._real = LinuxProcesses(threads)
+        self._pids = itertools.count(_FIRST_PID)
+
+    # --- for tests -----------------------------------------------------------------------------------------------
+
+    def answer(self, program: str, answer: Answer | Completed) -> None:
+        """What `run` gives for a program: `Completed`, or a function of (argv, stdin)."""
+        self._answers[program] = (lambda _argv, _stdin: answer) if isinstance(answer, Completed) else answer
+
+    def start(self, argv: Sequence[str]) -> ProcessRef:
+        """A process that is there without having been spawned (one that left its parent)."""
+        child = FakeChild(next(self._pids), argv)
+        self.running[child.pid] = child
+        return ProcessRef(child.pid, child.pid)
+
+    def exit(self, pid: int, status: int = 0) -> None:
+        self.running[pid].exit(status)
+
+    def end_all(self) -> None:
+        for child in self.running.values():
+            child.exit(-signals.SIGKILL)
+
+    # --- the contract --------------------------------------------------------------------------------------------
+
+    async def run(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: bytes | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        timeout_s: float | None = None,
+        check: bool = True,
+        pass_fds: Sequence[int] = (),
+    ) -> Completed:
+        self._recorder.note("processes.run", *argv)
+        answer = self._answers.get(argv[0])
+        if answer is None and argv[0] in self.harmless:
+            return await self._real.run(
+                argv, stdin=stdin, env=env, cwd=cwd, timeout_s=timeout_s, check=check, pass_fds=pass_fds
+            )
+        if answer is None:
+            raise CommandFailed(argv, 127, "No such file or directory")
+        given = answer(argv, stdin)
+        done = await given if inspect.isawaitable(given) else given
+        if check and done.returncode != 0:
+            raise CommandFailed(argv, done.returncode, done.stderr.decode(errors="replace"))
+        return done
+
+    async def spawn(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: int | None = None,
+        stdout: int | None = None,
+        stderr: int | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        pass_fds: Sequence[int] = (),
+    ) -> Spawned:
+        self._recorder.note("processes.spawn", *argv)
+        if argv[0] in self.harmless:
+            return await self._real.spawn(
+                argv, stdin=stdin, stdout=stdout, stderr=stderr, env=env, cwd=cwd, pass_fds=pass_fds
+            )
+        return self.running[self.start(argv).pid]
+
+    async def identify(self, pid: int) -> ProcessRef | None:
+        child = self.running.get(pid)
+        if child is None:
+            return await self._real.identify(pid)
+        return ProcessRef(pid, pid) if child.returncode is None else None
+
+    async def is_alive(self, process: ProcessRef) -> bool:
+        return await self.identify(process.pid) == process
+
+    async def wait_exit(self, process: ProcessRef) -> None:
+        child = self.running.get(process.pid)
+        if child is not None:
+            await child.wait()
+        else:
+            await self._real.wait_exit(process)
+
+    async def signal(self, process: ProcessRef, number: int) -> bool:
+        self._recorder.note("processes.signal", process.pid, number)
+        child = self.running.get(process.pid)
+        if child is None:
+            return await self._real.signal(process, number)
+        if child.returncode is not None:
+            return False
+        child.send_signal(number)
+        return True
+
+    async def command_line(self, pid: int) -> list[str]:
+        child = self.running.get(pid)
+        if child is None:
+            return await self._real.command_line(pid)
+        return child.argv if child.returncode is None else []
+
+    async def children(self, pid: int) -> list[int]:
+        return [] if pid in self.running else await self._real.children(pid)
