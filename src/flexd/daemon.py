@@ -89,29 +89,35 @@ class Daemon:
         self.events = events
         self.operations = Operations(events)
         locks = Locks()
-        shared = {"host": host, "mirror": mirror, "journal": journal, "locks": locks, "events": events}
-        self.pools = Pools(**shared, directory=directory / "storage-pools")
-        self.volumes = Volumes(pools=self.pools, host=host, mirror=mirror, journal=journal, locks=locks, events=events)
-        self.networks = Networks(**shared, directory=directory / "networks")
+        self.pools = Pools(
+            host=host,
+            mirror=mirror,
+            journal=journal,
+            locks=locks,
+            events=events,
+            directory=directory / "storage-pools",
+        )
+        self.volumes = Volumes(pools=self.pools, mirror=mirror, journal=journal, locks=locks, events=events)
+        self.networks = Networks(host=host, mirror=mirror, locks=locks, events=events, directory=directory / "networks")
         self.images = Images(
-            **shared,
+            host=host,
+            mirror=mirror,
+            journal=journal,
             operations=self.operations,
+            locks=locks,
+            events=events,
             directory=directory / "images",
             delete_unpacked=self.pools.delete_image,
         )
         parts = Parts(host, self.pools, self.networks, daemon_id(directory))
         self.devices = Devices(parts)
         self.registry = Registry(mirror)
-        self._compose_instances(terminals, locks)
+        self._compose_instances(terminals, locks, features.architectures)
         self.config = ServerConfig(mirror, events)
-        self.environment = Environment(
-            features=features, runtime=runtime, pools=self.pools, instances=self.registry, config=self.config
-        )
-        self.services = self._services()
         self._server: Server | None = None
         self._resuming: asyncio.Task[None] | None = None
 
-    def _compose_instances(self, terminals: Terminals, locks: Locks) -> None:
+    def _compose_instances(self, terminals: Terminals, locks: Locks, architectures: list[str]) -> None:
         """Everything of rank `instances`."""
         registry, runtime, events, operations = self.registry, self.runtime, self.events, self.operations
         self.ports = PortList(registry, self.networks)
@@ -149,18 +155,34 @@ class Daemon:
             operations=operations,
             locks=locks,
             events=events,
-            architectures=lambda: self.environment.architectures,
+            architectures=architectures,
         )
         self.logs = Logs(registry=registry, runtime=runtime, directory=self.directory / "logs")
-        talking = {"registry": registry, "lifecycle": self.lifecycle, "runtime": runtime}
-        self.exec = Exec(**talking, terminals=terminals, logs=self.logs, operations=operations, events=events)
-        self.console = Console(**talking, terminals=terminals, operations=operations, events=events)
-        self.files = Files(**talking, pools=self.pools, locks=locks)
+        self.exec = Exec(
+            registry=registry,
+            lifecycle=self.lifecycle,
+            runtime=runtime,
+            terminals=terminals,
+            logs=self.logs,
+            operations=operations,
+            events=events,
+        )
+        self.console = Console(
+            registry=registry,
+            lifecycle=self.lifecycle,
+            runtime=runtime,
+            terminals=terminals,
+            operations=operations,
+            events=events,
+        )
+        self.files = Files(registry=registry, lifecycle=self.lifecycle, runtime=runtime, pools=self.pools, locks=locks)
         self.states = States(registry=registry, lifecycle=self.lifecycle, host=self._host, pools=self.pools)
         self.pools.set_used_by(registry.users_of_pool)
+        self.volumes.set_used_by(registry.users_of_volume)
         self.networks.set_used_by(self.ports.users_of)
 
-    def _services(self) -> Services:
+    async def services(self) -> Services:
+        """What the routes call; complete once `start` is done."""
         return Services(
             host=self._host,
             operations=self.operations,
@@ -178,7 +200,7 @@ class Daemon:
             pools=self.pools,
             volumes=self.volumes,
             config=self.config,
-            environment=self.environment,
+            environment=await Environment.probe(self._host, self.runtime, self.pools),
             configuration={"instance": INSTANCE_KEYS}
             | {f"device-{name}": keys for name, keys in self.devices.keys().items()},
         )
@@ -191,7 +213,6 @@ class Daemon:
         # Before anything is asked of instances: what a crash left half-done is finished or undone.
         for failed in await self.journal.recover():
             log.error("could not finish or undo after a crash: %s", failed)
-        await self.images.start()
         gone = await self.lifecycle.adopt()
         await self.ports.announce_all()
         resume = self.lifecycle.resume(gone, host_rebooted=host_rebooted)
@@ -200,7 +221,7 @@ class Daemon:
     async def serve(self, socket_path: Path, group: str) -> None:
         """Answer requests until `close`."""
         listeners = inherited(os.environ) or [await open_unix(socket_path, group)]
-        self._server = Server(self.services)
+        self._server = Server(await self.services())
         await self._server.start(listeners)
 
     async def close(self) -> None:
@@ -276,12 +297,18 @@ async def run(directory: Path, group: str) -> None:
     """The daemon's life, until a signal ends it."""
     loop = asyncio.get_running_loop()
     stop: asyncio.Future[int] = loop.create_future()
+
+    def ask_to_stop(number: int) -> None:
+        if not stop.done():
+            stop.set_result(number)
+
     for number in (*_STOP_SIGNALS, signal.SIGPWR):
-        loop.add_signal_handler(number, lambda n=number: stop.done() or stop.set_result(n))
+        loop.add_signal_handler(number, ask_to_stop, number)
     host = LinuxHost()
     for name, change in (await host.machine.raise_limits()).items():
         log.info("raised %s: %s", name, change)
     runtime = LxcRuntime(host=host, directory=directory / "containers", log_directory=directory / "logs")
+    await runtime.prepare()
     daemon = await open_daemon(directory, host=host, runtime=runtime, terminals=LinuxTerminals())
     logging.getLogger().addHandler(EventLogHandler(daemon.events))
     socket_path = directory / "unix.socket"

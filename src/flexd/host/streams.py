@@ -13,8 +13,13 @@ async def _wait(
     fd: int, add: Callable[..., None], remove: Callable[[int], bool], stop: asyncio.Event | None = None
 ) -> None:
     """Return when the descriptor is ready, or when `stop` is set."""
-    ready = asyncio.get_running_loop().create_future()
-    add(fd, lambda: ready.done() or ready.set_result(None))
+    ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def note_ready() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    add(fd, note_ready)
     stopping = asyncio.ensure_future(stop.wait()) if stop is not None else None
     try:
         await asyncio.wait([ready] if stopping is None else [ready, stopping], return_when=asyncio.FIRST_COMPLETED)

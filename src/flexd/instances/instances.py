@@ -5,7 +5,7 @@ Starting and stopping is `lifecycle.py`'s; exec, console, files and logs have fi
 """
 
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -59,7 +59,7 @@ class Instances:
         operations: Operations,
         locks: Locks,
         events: Events,
-        architectures: Callable[[], list[str]],
+        architectures: Sequence[str],
     ) -> None:
         self._registry = registry
         self._devices = devices
@@ -148,9 +148,9 @@ class Instances:
         """The record to write; raises every fault at once."""
         profiles = ["default"] if post.profiles is None else post.profiles
         faults = settings_faults(self._registry, self._devices, project, post.config, post.devices, profiles)
-        architecture = post.architecture or (image.architecture if image else "") or self._architectures()[0]
-        if architecture not in self._architectures():
-            faults.append(Fault("architecture", f'"{architecture}" does not run here ({self._architectures()[0]})'))
+        architecture = post.architecture or (image.architecture if image else "") or self._architectures[0]
+        if architecture not in self._architectures:
+            faults.append(Fault("architecture", f'"{architecture}" does not run here ({self._architectures[0]})'))
         raise_faults(faults)
         config = {key: value for key, value in post.config.items() if not key.startswith("volatile.")}
         if image is not None:

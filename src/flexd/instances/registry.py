@@ -67,6 +67,16 @@ class Registry:
                 users.append(profile_url(profile.project, profile.name))
         return users
 
+    def users_of_volume(self, pool: str, project: str, name: str) -> list[str]:
+        """URLs of the instances and profiles that attach a custom volume."""
+
+        def attaches(entries: DeviceEntries) -> bool:
+            return any(entry.get("pool") == pool and entry.get("source") == name for entry in entries.values())
+
+        users = [record.url for record in self.all_instances(project) if attaches(self.expand(record).devices)]
+        profiles = (document.value for document in self.profiles.list(project))
+        return users + [profile_url(project, profile.name) for profile in profiles if attaches(profile.devices)]
+
 
 def profile_url(project: str, name: str) -> str:
     """A profile's place in the API."""
