@@ -6,9 +6,9 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, ParamSpec, TypeVar
 from urllib.parse import parse_qs, parse_qsl
 
 from msgspec import Struct, field
@@ -16,6 +16,9 @@ from msgspec import Struct, field
 from flexd.api.errors import BadRequest, FlexdError
 from flexd.api.units import parse_bool
 from flexd.images.contract import BadImage
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 PREFIX = ".incoming-"
 # Hashing and writing a MiB takes about a millisecond: enough for a trip to a thread to cost nothing beside it.
@@ -123,7 +126,7 @@ class Incoming:
             os.fsync(file.fileno())
 
     async def _write(self, path: Path, chunks: AsyncIterator[bytes]) -> None:
-        file = await asyncio.to_thread(path.open, "xb")
+        file = await _stored(path, path.open, "xb")
         try:
             pending: list[bytes] = []
             pending_bytes = 0
@@ -131,22 +134,28 @@ class Incoming:
                 pending.append(chunk)
                 pending_bytes += len(chunk)
                 if pending_bytes >= _BLOCK_BYTES:
-                    await asyncio.to_thread(self._append, file, pending)
+                    await _stored(path, self._append, file, pending)
                     pending, pending_bytes = [], 0
-            await asyncio.to_thread(self._append, file, pending)
-            await asyncio.to_thread(_sync, file)
-        except OSError as error:
-            raise FlexdError(f"Failed storing image: write {path}: {error.strerror or error}") from error
+            await _stored(path, self._append, file, pending)
+            await _stored(path, _sync, file)
         finally:
             await asyncio.to_thread(file.close)
 
-    def _append(self, file: BinaryIO, blocks: list[bytes]) -> None:
+    def _append(self, file: IO[bytes], blocks: list[bytes]) -> None:
         for block in blocks:
             self._hash.update(block)
             self.size_bytes += file.write(block)
 
 
-def _sync(file: BinaryIO) -> None:
+async def _stored(path: Path, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call in a thread; what the disk complains of becomes our error (a broken upload's OSError stays itself)."""
+    try:
+        return await asyncio.to_thread(function, *args, **kwargs)
+    except OSError as error:
+        raise FlexdError(f"Failed storing image: write {path}: {error.strerror or error}") from error
+
+
+def _sync(file: IO[bytes]) -> None:
     file.flush()
     os.fsync(file.fileno())
 

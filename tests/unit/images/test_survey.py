@@ -133,7 +133,7 @@ def test_bomb_beside_rootfs() -> None:
     "cut",
     [
         pytest.param(lambda data: data[:700], id="in the first member"),
-        pytest.param(lambda data: data[:-10240], id="before the end"),
+        pytest.param(lambda data: data.rstrip(b"\0"), id="before the end"),
         pytest.param(lambda data: data[:1300], id="in a header"),
         pytest.param(lambda data: b"", id="empty"),
         pytest.param(lambda data: b"\x01" * 10240, id="no tar"),
@@ -141,7 +141,7 @@ def test_bomb_beside_rootfs() -> None:
     ],
 )
 def test_damaged(cut: Callable[[bytes], bytes]) -> None:
-    with pytest.raises(BadImage, match="truncated|not a whole tar archive"):
+    with pytest.raises(BadImage, match=r"truncated|not a whole tar archive"):
         survey(cut(unified()))
 
 

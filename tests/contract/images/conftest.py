@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An image store on real parts, in a directory of its own."""
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from flexd.host.linux import LinuxHost
+from flexd.images.images import Images
+from flexd.operations.events import Events
+from flexd.operations.journal import Journal
+from flexd.operations.locks import Locks
+from flexd.operations.operations import Operations
+from flexd.store.mirror import StoreMirror
+from flexd.store.sqlite import SqliteStore
+from tests.contract.images.house import House
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="confining programs needs root")
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    host = LinuxHost()
+    store = await SqliteStore.open(tmp_path / "store.db")
+    mirror = await StoreMirror.open(store)
+    journal = await Journal.open(tmp_path / "journal.db")
+    events = Events()
+    operations = Operations(events)
+    unlinked: list[str] = []
+
+    async def delete_unpacked(fingerprint: str) -> None:
+        unlinked.append(fingerprint)
+
+    images = Images(
+        host=host,
+        mirror=mirror,
+        journal=journal,
+        operations=operations,
+        locks=Locks(),
+        events=events,
+        directory=tmp_path / "images",
+        delete_unpacked=delete_unpacked,
+    )
+    await images.prepare()
+    yield House(images, journal, events, operations, tmp_path / "images", unlinked)
+    await operations.close()
+    await journal.close()
+    await mirror.close()
+    await store.close()
+    await host.close()
