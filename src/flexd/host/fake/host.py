@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The fake host: `flexd.host.contract.Host` with its state in memory and its trees of files in real directories."""
 
-import tempfile
-from pathlib import Path
-
 from flexd.host.fake.cgroups import FakeCgroups
 from flexd.host.fake.files import FakeFiles, FakeQuotas
 from flexd.host.fake.links import FakeFirewall, FakeLinks
@@ -19,10 +16,9 @@ class FakeHost:
 
     def __init__(self) -> None:
         self._threads = Threads()
-        self._aside = tempfile.TemporaryDirectory(prefix="flexd-fake-host-")
         self.recorder = Recorder()
         self.processes = FakeProcesses(self.recorder, self._threads)
-        self.mounts = FakeMounts(self.recorder, self._threads, Path(self._aside.name))
+        self.mounts = FakeMounts(self.recorder, self._threads)
         self.files = FakeFiles(self.recorder, self._threads, self.processes, self.mounts)
         self.quotas = FakeQuotas(self.recorder, self.files)
         self.cgroups = FakeCgroups(self.recorder)
@@ -53,6 +49,5 @@ class FakeHost:
 
     async def close(self) -> None:
         self.processes.end_all()
-        await self.mounts.unmount_all()
-        await self._threads.run(self._aside.cleanup)
+        await self.mounts.close()
         self._threads.close()

@@ -9,6 +9,7 @@ import errno
 import filecmp
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,11 +33,11 @@ class FakeMount(Struct):
 
 
 class FakeMounts:
-    def __init__(self, recorder: Recorder, threads: Threads, aside: Path) -> None:
+    def __init__(self, recorder: Recorder, threads: Threads) -> None:
         self.table: list[FakeMount] = []
         self._recorder = recorder
         self._threads = threads
-        self._aside = aside
+        self._aside: Path | None = None
         self._count = 0
 
     async def mount(self, source: str, target: Path, fstype: str, options: str = "") -> None:
@@ -76,15 +77,22 @@ class FakeMounts:
         for mount in reversed(list(self.table)):
             await self._threads.run(self._unmount, mount.info.target)
 
+    async def close(self) -> None:
+        await self.unmount_all()
+        if self._aside is not None:
+            await self._threads.run(shutil.rmtree, self._aside)
+
     def _absolute(self, path: Path) -> Path:
         # Not resolved: the last part is the link that stands for the mount.
-        return Path(os.path.normpath(Path.cwd() / path))
+        return Path(os.path.normpath(path))
 
     def _find(self, target: Path) -> FakeMount | None:
         wanted = self._absolute(target)
         return next((each for each in reversed(self.table) if each.info.target == wanted), None)
 
     def _new_place(self) -> Path:
+        if self._aside is None:
+            self._aside = Path(tempfile.mkdtemp(prefix="flexd-fake-host-"))
         self._count += 1
         place = self._aside / str(self._count)
         place.mkdir()
