@@ -17,7 +17,7 @@ from flexd.network.addresses import (
 )
 
 # IPv4's least (RFC 791) and what the kernel takes at most; IPv6's least (RFC 8200).
-_MIN_MTU, _MAX_MTU, _MIN_MTU_IPV6 = 68, 65535, 1280
+_MIN_MTU, MAX_MTU, _MIN_MTU_IPV6 = 68, 65535, 1280
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 DOMAIN = re.compile(rf"{_LABEL}(\.{_LABEL})*")
 # dnsmasq(8), --dhcp-range: seconds, or a number with m, h, d or w; at least two minutes.
@@ -96,8 +96,8 @@ def _expiry(value: str) -> str | None:
 
 
 def _mtu(value: str) -> str | None:
-    in_range = _MIN_MTU <= int(value) <= _MAX_MTU
-    return None if in_range else f'invalid value "{value}" (expected {_MIN_MTU} to {_MAX_MTU})'
+    in_range = _MIN_MTU <= int(value) <= MAX_MTU
+    return None if in_range else f'invalid value "{value}" (expected {_MIN_MTU} to {MAX_MTU})'
 
 
 def _hwaddr(value: str) -> str | None:

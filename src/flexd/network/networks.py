@@ -46,6 +46,8 @@ _ALL = "networks"
 # A service that ends again and again is started at growing intervals.
 _FIRST_RETRY_S, _LAST_RETRY_S = 1.0, 60.0
 
+_TYPES = load_drivers()  # scans a folder, so not while the loop runs
+
 UsedBy = Callable[[str], list[str]]
 
 
@@ -56,7 +58,7 @@ class Networks:
         self._locks = locks
         self._events = events
         self._directory = directory
-        self._types = load_drivers()
+        self._types = _TYPES
         self._drivers: dict[str, Driver] = {}
         self._errors: dict[str, str] = {}
         self._guards: dict[str, asyncio.Task[None]] = {}

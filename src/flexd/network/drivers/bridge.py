@@ -24,7 +24,7 @@ from flexd.network.addresses import (
     parse_list,
     random_hwaddr,
 )
-from flexd.network.bridge_keys import BRIDGE_KEYS, config_faults
+from flexd.network.bridge_keys import BRIDGE_KEYS, MAX_MTU, config_faults
 from flexd.network.contract import Attachment, DriverContext, Port
 from flexd.network.dnsmasq import DnsmasqFiles, render_config, render_names, render_static_leases, slaac, stateful
 from flexd.network.dnsmasq_process import DnsmasqProcess
@@ -180,7 +180,8 @@ class BridgeDriver:
         if link is None:
             record = BridgeRecord(record.hwaddr, await self._host.machine.boot_id())
             await self._write_record(record)
-            await self._host.links.create_bridge(self._name, hwaddr=hwaddr, mtu=self._mtu)
+            # Not quite its MTU: only one that is changed later is kept when a port with a smaller one comes.
+            await self._host.links.create_bridge(self._name, hwaddr=hwaddr, mtu=min(self._mtu + 1, MAX_MTU - 1))
             link = await self._host.links.get(self._name)
             if link is None:
                 raise BridgeUnusable(self._name, "its bridge vanished while it was being set up")
