@@ -92,6 +92,11 @@ class Driver(Protocol):
         """None if this host can run the driver, else why not."""
         ...
 
+    async def check_new_pool(self) -> None:
+        """Raise `BadRequest` if the source can't become a pool. Called once before `create_pool`, so that whatever
+        is in the source later on is the pool's own and may be removed."""
+        ...
+
     async def create_pool(self) -> Mapping[str, str]:
         """Make the pool; returns configuration it filled in (`source`)."""
         ...

@@ -82,10 +82,12 @@ class DirectoryDriver:
 
     # --- the pool ---
 
+    async def check_new_pool(self) -> None:
+        await asyncio.to_thread(self._check_source, self._config.get("source", ""))
+
     async def create_pool(self) -> dict[str, str]:
         given = self._config.get("source", "")
         filled = {"source": given or str(self._directory), "volatile.initial_source": given}
-        await asyncio.to_thread(self._check_source, given)
         async with Undo() as undo:
             undo.push(self.delete_pool)
             await self._mount_source()
@@ -125,15 +127,14 @@ class DirectoryDriver:
         await asyncio.gather(*self._removals, return_exceptions=True)
 
     def _check_source(self, given: str) -> None:
-        if not given or Path(given) == self._directory:
-            return
-        source = Path(given)
-        if not source.is_absolute() or not source.is_dir():
-            raise BadRequest(f"Source path '{given}' doesn't exist")
-        if source.resolve().is_relative_to(self._directory.parent.parent.resolve()):
-            raise BadRequest(f"Source path '{given}' is within the flexd directory")
-        if any(entry.name not in _FOLDERS.values() or any(entry.iterdir()) for entry in source.iterdir()):
-            raise BadRequest(f"Source path '{given}' isn't empty")
+        source = Path(given or self._directory)
+        if given and source != self._directory:
+            if not source.is_absolute() or not source.is_dir():
+                raise BadRequest(f"Source path '{given}' doesn't exist")
+            if source.resolve().is_relative_to(self._directory.parent.parent.resolve()):
+                raise BadRequest(f"Source path '{given}' is within the flexd directory")
+        if source.is_dir() and any(source.iterdir()):
+            raise BadRequest(f"Source path '{source}' isn't empty")
 
     async def _mount_source(self) -> None:
         source = Path(self._config.get("source", "") or self._directory)

@@ -175,28 +175,29 @@ class Pools:
     async def create(self, post: StoragePoolsPost) -> None:
         check_pool_name(post.name)
         raise_faults(self._new_pool_faults(post))
-        fault = await self._make_driver(post.name, post.driver, post.config).probe()
+        driver = self._make_driver(post.name, post.driver, post.config)
+        fault = await driver.probe()
         if fault is not None:
             raise BadRequest(f'Failed creating storage pool "{post.name}": {fault}')
         async with self._locks.hold(f"storage-pool/{post.name}", "create"):
             if self._records.get(post.name) is not None:
                 raise Conflict(f'Storage pool "{post.name}" already exists')
+            await driver.check_new_pool()
             record = PoolRecord(post.name, post.driver, post.description, _without_empty(post.config), now())
             step = Step("storage.create_pool", {"record": msgspec.to_builtins(record)})
             await self._journal.run(Plan(f'create storage pool "{post.name}"', (step,)))
         self._events.lifecycle("storage-pool-created", pool_url(post.name), DEFAULT_PROJECT, {"driver": post.driver})
 
-    async def update(self, name: str, put: StoragePoolPut, *, patch: bool = False) -> None:
-        """Replace description and configuration; with `patch` only the keys that are given."""
+    async def update(self, name: str, put: StoragePoolPut) -> None:
+        """Replace description and configuration; what is fixed stays where it is not given."""
         async with self._locks.hold(f"storage-pool/{name}", "update"):
             document = self._document(name)
             old = document.value
-            kept = old.config if patch else {key: old.config[key] for key in old.config if key.startswith(_FIXED)}
+            kept = {key: old.config[key] for key in old.config if key.startswith(_FIXED)}
             config = _without_empty({**kept, **put.config})
             faults = check_config(config, pool_keys(old.driver))
             raise_faults([*faults, *_fixed_faults(old.config, config)])
-            description = put.description if put.description or not patch else old.description
-            new = msgspec.structs.replace(old, config=config, description=description)
+            new = msgspec.structs.replace(old, config=config, description=put.description)
             await self._records.update((name,), new, document.revision)
         self._events.lifecycle("storage-pool-updated", pool_url(name), DEFAULT_PROJECT)
 

@@ -18,7 +18,6 @@ from flexd.api.storage_volume import (
 )
 from flexd.api.times import now
 from flexd.api.units import parse_size
-from flexd.host.contract import Host
 from flexd.operations.contract import Plan, Progress, Step
 from flexd.operations.events import Events
 from flexd.operations.journal import Journal
@@ -49,10 +48,7 @@ def volume_keys(driver: str) -> tuple[Key, ...]:
 class Volumes:
     """One per daemon. Pools owns what instances need; this is for people."""
 
-    def __init__(
-        self, *, host: Host, pools: Pools, mirror: Mirror, journal: Journal, locks: Locks, events: Events
-    ) -> None:
-        self._host = host
+    def __init__(self, *, pools: Pools, mirror: Mirror, journal: Journal, locks: Locks, events: Events) -> None:
         self._pools = pools
         self._journal = journal
         self._locks = locks
@@ -138,23 +134,18 @@ class Volumes:
             await self._journal.run(Plan(f'create storage volume "{post.name}" on pool "{pool}"', steps))
         self._event("storage-volume-created", record)
 
-    async def update(
-        self, pool: str, kind: str, project: str, name: str, put: StorageVolumePut, *, patch: bool = False
-    ) -> None:
-        """Replace description and configuration; with `patch` only the keys that are given."""
+    async def update(self, pool: str, kind: str, project: str, name: str, put: StorageVolumePut) -> None:
         if put.restore:
             raise NotSupported(f'Failed restoring storage volume "{name}": snapshots of volumes are not supported')
         document = self._document(pool, kind, project, name)
         async with self._locks.hold(_lock(document.value), "update"):
             document = self._document(pool, kind, project, name)
             old = document.value
-            config = {**old.config, **put.config} if patch else put.config
-            config = {key: value for key, value in config.items() if value}
+            config = {key: value for key, value in put.config.items() if value}
             raise_faults(self._update_faults(old, config))
             if config.get("size") != old.config.get("size"):
                 await self._pools.resize(volume_ref(old), parse_size(config.get("size", "")))
-            description = put.description if put.description or not patch else old.description
-            new = msgspec.structs.replace(old, config=config, description=description)
+            new = msgspec.structs.replace(old, config=config, description=put.description)
             await self._records.update(_path(new), new, document.revision)
         self._event("storage-volume-updated", new)
 

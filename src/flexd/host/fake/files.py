@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trees of real files without root: owners are recorded, not changed. Quotas in memory."""
 
+import asyncio
 import errno
 from pathlib import Path
 
@@ -80,4 +81,7 @@ class FakeQuotas:
 
     async def usage(self, path: Path, project: int) -> int:
         tree = self.projects.get(project)
-        return await self._files.disk_usage(tree) if tree is not None else 0
+        if tree is None:
+            return 0
+        # A project goes along when its tree is renamed; then `path`, which lies in it, is the new name.
+        return await self._files.disk_usage(tree if await asyncio.to_thread(tree.exists) else path)

@@ -204,6 +204,7 @@ class OverlayDriver(DirectoryDriver):
         async with Undo() as undo:
             undo.push(self._host.files.remove_tree, staging)
             await asyncio.to_thread(_make_directories, staging, *parts)
+            undo.push(self._host.mounts.unmount, rootfs)
             try:
                 await self._host.mounts.overlay(
                     rootfs, lower=lower, upper=upper, work=work, lower_idmap=IdMap.single(1000000, 65536)
@@ -214,8 +215,8 @@ class OverlayDriver(DirectoryDriver):
                     f'Failed creating storage pool "{self._pool}": an overlay with an idmapped lower layer does not '
                     f"work on {self._directory} ({kind}): {error}; use the dir driver, or another source"
                 ) from error
-        await self._host.mounts.unmount(rootfs)
-        await self._host.files.remove_tree(staging)
+            await self._host.mounts.unmount(rootfs)
+            await self._host.files.remove_tree(staging)
 
 
 def _make_directories(*paths: Path) -> None:
