@@ -2,15 +2,25 @@
 """Pools as the API and the instances package see them."""
 
 import asyncio
+import errno
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from flexd.api.errors import BadRequest, Conflict
 from flexd.api.idmap import IdMap
 from flexd.api.storage_pool import StoragePool, StoragePoolPut, StoragePoolsPost
-from flexd.storage.contract import PoolNotFound, PoolUnavailable, QuotaUnsupported, VolumeNotFound, VolumeRef
+from flexd.host.contract import HostError
+from flexd.storage.contract import (
+    IdmapUnsupported,
+    PoolNotFound,
+    PoolUnavailable,
+    QuotaUnsupported,
+    VolumeNotFound,
+    VolumeRef,
+)
 from tests.unit.storage.conftest import Daemon
 
 C1 = VolumeRef("p", "container", "c1")
@@ -186,11 +196,8 @@ async def test_a_missing_volume_is_named(pooled: Daemon) -> None:
 
 async def test_a_default_size_counts_as_a_size(pooled: Daemon) -> None:
     await pooled.pools.update("p", StoragePoolPut({"volume.size": "1GiB"}))
-    if await pooled.pools.has_quota("p") is None:
-        await pooled.pools.create_instance(C1, "default", image=None, size_bytes=0)
-        return
-    with pytest.raises(QuotaUnsupported, match="1073741824 bytes"):
-        await pooled.pools.create_instance(C1, "default", image=None, size_bytes=0)
+    await pooled.pools.create_instance(C1, "default", image=None, size_bytes=0)
+    assert list(pooled.host.quotas.limits.values()) == [1 << 30]
 
 
 async def test_drivers(daemon: Daemon) -> None:
@@ -226,3 +233,52 @@ async def test_a_pool_that_cannot_be_mounted_does_not_stop_the_daemon(daemon: Da
         await daemon.pools.mount(C1, IdMap())
     await daemon.pools.delete("p")
     assert daemon.pools.names() == ["q"]
+
+
+# --- hosts that can do less -------------------------------------------------------------------------------------------
+
+
+async def test_an_old_kernel_has_no_overlay_pools(daemon: Daemon) -> None:
+    features = msgspec.structs.replace(daemon.host.machine.features_value, overlay_idmapped_lower=False)
+    daemon.host.machine.features_value = features
+    assert [found.Name for found in await daemon.pools.drivers()] == ["dir"]
+    with pytest.raises(BadRequest, match=r"Linux 5\.19 or newer; this is 6\.12\.0.*the dir driver works without"):
+        await daemon.pools.create(StoragePoolsPost(name="p", driver="overlay"))
+    assert daemon.pools.names() == []
+
+
+async def test_a_pool_that_a_host_can_no_longer_use(pooled: Daemon) -> None:
+    features = msgspec.structs.replace(pooled.host.machine.features_value, overlay_idmapped_lower=False)
+    pooled.host.machine.features_value = features
+    await pooled.stop()
+    await pooled.start()
+    assert pooled.pools.show("p").status == "Unavailable"
+
+
+async def test_a_dir_pool_without_idmapped_mounts(daemon: Daemon) -> None:
+    await daemon.pools.create(StoragePoolsPost(name="p", driver="dir"))
+    await daemon.pools.create_instance(C1, "default", image=("f00", unpack), size_bytes=0)
+    features = msgspec.structs.replace(daemon.host.machine.features_value, idmapped_mounts=False)
+    daemon.host.machine.features_value = features
+    daemon.host.fail(method="mounts.idmapped_bind", error=HostError("mount_setattr: Invalid argument", errno.EINVAL))
+    with pytest.raises(IdmapUnsupported, match=r"Linux 5\.12 or newer"):
+        await daemon.pools.mount(C1, IdMap.single(1000000, 65536))
+    await daemon.pools.mount(C1, IdMap())
+
+
+async def test_a_size_where_there_are_no_quotas(pooled: Daemon) -> None:
+    pooled.host.quotas.fault = "ext4 is mounted without prjquota"
+    assert await pooled.pools.has_quota("p") == "ext4 is mounted without prjquota"
+    with pytest.raises(QuotaUnsupported, match=r'"p" \(/.*/storage-pools/p\): ext4 is mounted without prjquota'):
+        await pooled.pools.create_instance(C1, "default", image=None, size_bytes=1 << 30)
+    await pooled.pools.create_instance(C1, "default", image=None, size_bytes=0)
+    assert await pooled.pools.usage(C1) is None
+
+
+async def test_a_size_is_a_quota_on_the_volume(pooled: Daemon) -> None:
+    await pooled.pools.create_instance(C1, "default", image=None, size_bytes=1 << 30)
+    assert list(pooled.host.quotas.limits.values()) == [1 << 30]
+    await pooled.pools.resize(C1, 2 << 30)
+    assert list(pooled.host.quotas.limits.values()) == [2 << 30]
+    await pooled.pools.delete_volume(C1)
+    assert pooled.host.quotas.limits == {}
