@@ -11,13 +11,17 @@ from typing import Literal, Protocol
 
 from msgspec import Struct, field
 
-from flexd.api.errors import FlexdError
+from flexd.api.errors import Conflict, FlexdError
 from flexd.api.idmap import IdMap
 from flexd.host.contract import ProcessRef
 
 
 class StartFailed(FlexdError):
     """The container did not start, or init died at once; the message ends with the last lines of log and console."""
+
+
+class ConsoleInUse(Conflict):
+    """Someone else is attached to the console."""
 
 
 class NicSpec(Struct, frozen=True):

@@ -4,6 +4,7 @@
 Nothing about what runs is remembered here: `find` asks the container's monitor, so a restarted daemon knows as much."""
 
 import asyncio
+import errno
 import os
 import signal
 from collections.abc import Mapping
@@ -11,12 +12,20 @@ from pathlib import Path
 
 import msgspec
 
-from flexd.api.errors import NotFound
+from flexd.api.errors import BadRequest, NotFound
 from flexd.api.idmap import IdMap
 from flexd.host.contract import Completed, Host, HostError
 from flexd.runtime import freezer
-from flexd.runtime.command_socket import ask_processes, socket_name
-from flexd.runtime.contract import ContainerFiles, ContainerSpec, Ended, ExecSpec, RunningContainer, StartFailed
+from flexd.runtime.command_socket import ask_processes
+from flexd.runtime.contract import (
+    ConsoleInUse,
+    ContainerFiles,
+    ContainerSpec,
+    Ended,
+    ExecSpec,
+    RunningContainer,
+    StartFailed,
+)
 from flexd.runtime.exec_process import LxcExecProcess, exec_directory, exec_environment
 from flexd.runtime.helper import wire
 from flexd.runtime.helper_process import Connection, HelperError, HelperProcess
@@ -25,6 +34,7 @@ from flexd.runtime.logs import Logs
 from flexd.runtime.paths import ContainerPaths, group_prefix
 from flexd.runtime.remote_files import RemoteFiles
 from flexd.runtime.render import KERNEL_DIRECTORIES, HostFacts, render
+from flexd.runtime.settling import survives
 
 _LXC_START = "/usr/bin/lxc-start"
 # Without newuidmap(1) in its PATH liblxc writes the id maps itself, as root may: 9 ms less, and no need for lines in
@@ -32,8 +42,6 @@ _LXC_START = "/usr/bin/lxc-start"
 _NO_PROGRAMS = {"PATH": "/nonexistent"}
 # Starting takes 10-60 ms. A start on a machine that swaps may take long; one that hangs must end some time.
 _START_TIMEOUT_S = 60.0
-# An init that cannot work (no inotify instance left, a library missing) ends within 10 ms of its start.
-_INIT_GRACE_S = 0.02
 _LXCFS = Path("/var/lib/lxcfs")
 
 
@@ -47,8 +55,9 @@ class LxcRuntime:
         self._library: tuple[str, dict[str, str]] | None = None
 
     async def prepare(self) -> None:
-        """Start the helper, so that the first exec is as fast as the others."""
+        """Start the helper and look at the host, so that the first start and exec are as fast as the others."""
         await self._helper.start()
+        await self._host_facts()
 
     @property
     def helper_pid(self) -> int | None:
@@ -78,18 +87,9 @@ class LxcRuntime:
         environment = None if "hook" in spec.raw else _NO_PROGRAMS
         result = await self._host.processes.run(argv, env=environment, timeout_s=_START_TIMEOUT_S, check=False)
         container = await self.find(spec.name) if result.returncode == 0 else None
-        if container is None or not await self._survives(container):
+        if container is None or not await survives(self._host.processes, self._host.cgroups, container):
             raise await self._start_failed(paths, result)
         return container
-
-    async def _survives(self, container: RunningContainer) -> bool:
-        try:
-            async with asyncio.timeout(_INIT_GRACE_S):
-                await self._host.processes.wait_exit(container.init)
-        except TimeoutError:
-            return True
-        await self._host.processes.wait_exit(container.monitor)
-        return False
 
     async def _start_failed(self, paths: ContainerPaths, result: Completed) -> StartFailed:
         reason = "init ended at once" if result.returncode == 0 else "liblxc could not start it"
@@ -148,8 +148,17 @@ class LxcRuntime:
     # --- inside ------------------------------------------------------------------------------------------------------
 
     async def exec(
-        self, container: RunningContainer, spec: ExecSpec, *, stdin: int, stdout: int, stderr: int, terminal: bool
+        self,
+        container: RunningContainer,
+        spec: ExecSpec,
+        *,
+        stdin: int,
+        stdout: int,
+        stderr: int,
+        terminal: bool,  # noqa: ARG002 - liblxc looks for itself: a terminal as stdin becomes the controlling one
     ) -> LxcExecProcess:
+        if not spec.command:
+            raise BadRequest("The command must not be empty")
         environment = exec_environment(spec)
         request = {
             **self._address(container.name),
@@ -158,16 +167,20 @@ class LxcRuntime:
             "cwd": exec_directory(spec, environment),
             "uid": spec.uid,
             "gid": spec.gid,
-            "terminal": terminal,
         }
         connection = await self._helper.connect("x", (stdin, stdout, stderr))
         message, _ = await self._first_answer(connection, request, f'run a command in "{container.name}"')
         return LxcExecProcess(connection, int(message["pid"]))
 
     async def console(self, container: RunningContainer) -> int:
-        request = {**self._address(container.name), "socket": socket_name(self._directory, container.name)}
+        request = {**self._address(container.name), "init": container.init.pid}
         connection = await self._helper.connect("c")
-        _, fds = await self._first_answer(connection, request, f'attach to the console of "{container.name}"')
+        try:
+            _, fds = await self._first_answer(connection, request, f'attach to the console of "{container.name}"')
+        except HelperError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            raise ConsoleInUse(f'Someone is attached to the console of "{container.name}" already') from error
         connection.close()
         return fds[0]
 
@@ -179,7 +192,7 @@ class LxcRuntime:
         return RemoteFiles(self._helper, str(rootfs), {"init": 0, "rootfs": str(rootfs), **maps})
 
     def _address(self, name: str) -> wire.Message:
-        return {"name": name, "directory": str(self._directory), "config": str(self._paths(name).config)}
+        return {"name": name, "directory": str(self._directory)}
 
     async def _first_answer(
         self, connection: Connection, request: wire.Message, action: str

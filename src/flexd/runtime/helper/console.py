@@ -11,11 +11,10 @@ import os
 import select
 import signal
 import socket
-import struct
 import termios
 import tty
 
-from flexd.runtime.helper import wire
+from flexd.runtime.helper import enter, wire
 from flexd.runtime.helper.liblxc import Library
 
 _READ_BYTES = 65536
@@ -24,7 +23,8 @@ _READ_BYTES = 65536
 def serve(library: Library, connection: socket.socket) -> None:
     """Answers {} with the master of the terminal, then copies until either side is gone."""
     request = wire.receive(connection)
-    container = library.container(request["name"], request["directory"], request["config"])
+    container = library.container(request["name"], request["directory"])
+    root = os.open(f"/proc/{request['init']}/root", os.O_PATH | os.O_DIRECTORY)
     holder, console = container.console()
     master, slave = os.openpty()
     tty.setraw(slave)
@@ -35,7 +35,7 @@ def serve(library: Library, connection: socket.socket) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     wire.send(connection, {}, (master,))
     os.close(master)
-    _copy(slave, console, _resizes(), request)
+    _copy(slave, console, _resizes(), root)
     os.close(holder)
 
 
@@ -47,7 +47,7 @@ def _resizes() -> int:
     return read
 
 
-def _copy(slave: int, console: int, resizes: int, request: wire.Message) -> None:
+def _copy(slave: int, console: int, resizes: int, root: int) -> None:
     poll = select.poll()
     for fd in (slave, console, resizes):
         poll.register(fd, select.POLLIN)
@@ -56,7 +56,7 @@ def _copy(slave: int, console: int, resizes: int, request: wire.Message) -> None
         for fd, _ in poll.poll():
             if fd == resizes:
                 os.read(resizes, _READ_BYTES)
-                _pass_size(slave, console, request)
+                _pass_size(slave, root)
             elif not _pass_data(fd, other[fd]):
                 return
 
@@ -74,19 +74,17 @@ def _pass_data(source: int, target: int) -> bool:
     return False
 
 
-def _pass_size(slave: int, console: int, request: wire.Message) -> None:
+def _pass_size(slave: int, root: int) -> None:
+    """liblxc does not pass sizes on (5.0 answers its own command with ENOSYS), so to the container's end directly."""
     size = array.array("H", [0, 0, 0, 0])
     fcntl.ioctl(slave, termios.TIOCGWINSZ, size)
-    fcntl.ioctl(console, termios.TIOCSWINSZ, size)
-    _tell_monitor(request["socket"])
-
-
-# liblxc commands.h: lxc_cmd_req; LXC_CMD_TERMINAL_WINCH makes the monitor take over the size of all its terminals.
-_WINDOW_CHANGED = struct.pack("@iiP", 1, 0, 0)
-
-
-def _tell_monitor(address: str) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as command:
-        command.connect(address)
-        command.sendall(_WINDOW_CHANGED)
-        command.recv(16)
+    try:
+        device = enter.open_beneath(root, "dev/console", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+    except OSError:
+        # The container has no such file any more, or made it something else: then there is nothing to resize.
+        return
+    try:
+        if os.isatty(device):
+            fcntl.ioctl(device, termios.TIOCSWINSZ, size)
+    finally:
+        os.close(device)

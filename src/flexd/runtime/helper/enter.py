@@ -12,6 +12,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _CLONE_NEWNS = 0x00020000
 _CLONE_NEWUSER = 0x10000000
 _PR_SET_DUMPABLE = 4
+_SYS_OPENAT2 = 437  # the same number on every architecture
+_RESOLVE_NO_MAGICLINKS = 0x02
+_RESOLVE_IN_ROOT = 0x10
 
 
 def enter_running(init: int, start_time: int) -> None:
@@ -40,6 +43,19 @@ def enter_stopped(rootfs: str, uid_map: str, gid_map: str) -> None:
     if uid_map:
         _new_user_namespace(uid_map, gid_map)
     _become_root(root)
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+def open_beneath(root: int, path: str, flags: int) -> int:
+    """Open a path in a container from outside: links and ".." cannot lead out (openat2(2), RESOLVE_IN_ROOT)."""
+    how = _OpenHow(flags | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
+    # The struct is read during the call only; no other thread changes errno in between.
+    fd = _libc.syscall(_SYS_OPENAT2, root, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
+    _check(fd, "openat2")
+    return int(fd)
 
 
 def _new_user_namespace(uid_map: str, gid_map: str) -> None:

@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Running one command inside a container, in a fork of the helper that waits for it."""
 
-import fcntl
 import os
 import select
 import signal
 import socket
-import termios
 
 from flexd.runtime.helper import wire
 from flexd.runtime.helper.liblxc import Library
@@ -15,17 +13,13 @@ from flexd.runtime.helper.liblxc import Library
 def serve(library: Library, connection: socket.socket, stdio: tuple[int, int, int]) -> None:
     """Answers {"pid": N} once the program was started, then {"status": N}; on the way takes {"signal": N}."""
     request = wire.receive(connection)
+    # Not the helper's session. A terminal as stdin gets one of its own: liblxc makes it the controlling terminal.
     os.setsid()
-    if request["terminal"]:
-        # Before attaching: the session and its terminal pass on to the attached process.
-        fcntl.ioctl(stdio[0], termios.TIOCSCTTY, 0)
-        # The daemon sees the end of the terminal by its last slave, so the waiting process must not hold it; what
-        # hangs up the terminal is meant for the command.
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    container = library.container(request["name"], request["directory"], request["config"])
+    container = library.container(request["name"], request["directory"])
     pid = container.attach(
         request["command"], request["environment"], request["cwd"], (request["uid"], request["gid"]), stdio
     )
+    # The end of a pipe or terminal shows when its last holder closes it; that is to be the command.
     for fd in set(stdio):
         os.close(fd)
     wire.send(connection, {"pid": pid})

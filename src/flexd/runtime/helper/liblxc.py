@@ -5,6 +5,7 @@ Not python3-lxc: Debian has it for its own Python only, and it runs a Python fun
 ctypes can name liblxc's own C function. The head of struct lxc_container is ABI (members are only added at its end)."""
 
 import ctypes
+import errno
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -78,7 +79,6 @@ class _Command(ctypes.Structure):
     _fields_ = (("program", ctypes.c_char_p), ("argv", ctypes.POINTER(ctypes.c_char_p)))
 
 
-_BY_NAME = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_char_p)
 _TEXT = ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_void_p)
 _ATTACH = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.POINTER(ctypes.c_int)
@@ -105,22 +105,21 @@ class Library:
     def has_extension(self, name: str) -> bool:
         return bool(self.so.lxc_has_api_extension(name.encode()))
 
-    def container(self, name: str, directory: str, config: str) -> "Container":
-        return Container(self, name, directory, config)
+    def container(self, name: str, directory: str) -> "Container":
+        return Container(self, name, directory)
 
 
 class Container:
-    """A container that runs. Never freed: the forked process that made it ends soon."""
+    """A container that runs. Its configuration is not loaded: attach asks the monitor for what it must know, and
+    loading would append to its log. Never freed: the forked process that made it ends soon."""
 
-    def __init__(self, library: Library, name: str, directory: str, config: str) -> None:
+    def __init__(self, library: Library, name: str, directory: str) -> None:
         self._so = library.so
         self.name = name
         self._pointer = library.so.lxc_container_new(name.encode(), os.fsencode(directory))
         if not self._pointer:
             raise LxcError(f'liblxc does not know the container "{name}"')
         self._check_layout(os.fsencode(directory))
-        if config and not self._function("load_config", _BY_NAME)(self._pointer, os.fsencode(config)):
-            raise LxcError(f'liblxc cannot read the configuration of "{name}": {config}')
 
     def _check_layout(self, directory: bytes) -> None:
         """A struct of another shape than assumed must be an error, not a jump into the blue."""
@@ -177,7 +176,8 @@ class Container:
             self._pointer, ctypes.byref(number), ctypes.byref(master)
         )
         if holder < 0 or master.value < 0:
-            raise LxcError(f'The console of "{self.name}" is in use or gone')
+            # liblxc says no more than -1; a container that is gone is noticed by who watches it.
+            raise BlockingIOError(errno.EBUSY, f'the console of "{self.name}" is in use or gone')
         return holder, master.value
 
 

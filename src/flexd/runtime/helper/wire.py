@@ -43,7 +43,8 @@ def send(connection: socket.socket, message: Message, fds: tuple[int, ...] = ())
     """Blocking; for the helper's side."""
     data = pack(message)
     sent = socket.send_fds(connection, [data], fds) if fds else 0
-    connection.sendall(data[sent:])
+    if sent < len(data):
+        connection.sendall(data[sent:])
 
 
 def receive(connection: socket.socket) -> Message:

@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A runtime in memory: containers "run", commands are a few harmless programs of this machine, files lie in directories.
+
+For tests of everything above. What happens inside a container (power off, console output) are methods for the test."""
+
+import asyncio
+import os
+import select
+import subprocess
+import tty
+from collections.abc import Mapping
+from pathlib import Path
+
+from flexd.api.errors import BadRequest
+from flexd.api.idmap import IdMap
+from flexd.host.contract import ProcessRef
+from flexd.runtime.contract import (
+    ConsoleInUse,
+    ContainerFiles,
+    ContainerSpec,
+    Ended,
+    ExecSpec,
+    RunningContainer,
+    StartFailed,
+)
+from flexd.runtime.exec_process import exec_environment
+from flexd.runtime.fake_files import FakeFiles, Owners
+from flexd.runtime.logs import Logs
+from flexd.runtime.paths import ContainerPaths
+from flexd.runtime.render import HostFacts, render
+
+# What a fake container has installed; anything else is "not found".
+_PROGRAMS = ("true", "false", "echo", "cat", "env", "pwd", "sleep", "sh", "tty", "stty", "printf", "head", "wc")
+_FIRST_PID = 1_000_000  # above pid_max of small machines, so it can't be mistaken for a real process
+
+
+class _Running:
+    def __init__(self, container: RunningContainer) -> None:
+        self.container = container
+        self.ended: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
+        self.frozen = False
+        self.console: int | None = None  # the slave of a terminal whose master was handed out
+        self.commands: set[FakeExecProcess] = set()
+
+
+class FakeExecProcess:
+    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+        self._process = process
+        self._waiting = asyncio.create_task(asyncio.to_thread(process.wait))
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def wait(self) -> int:
+        code = await asyncio.shield(self._waiting)
+        return 128 - code if code < 0 else code
+
+    async def signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+
+class _NeverRan:
+    """A command that is not there, or may not be run."""
+
+    pid = 0
+
+    def __init__(self, status: int) -> None:
+        self._status = status
+
+    async def wait(self) -> int:
+        return self._status
+
+    async def signal(self, number: int) -> None:
+        pass
+
+
+class FakeRuntime:
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._running: dict[str, _Running] = {}
+        self._last: dict[ProcessRef, asyncio.Future[Ended]] = {}
+        self._owners: dict[Path, Owners] = {}
+        self._next_pid = _FIRST_PID
+        self.specs: dict[str, ContainerSpec] = {}  # what each container was started with last
+        self.failing: dict[str, str] = {}  # name -> why its next start fails
+        self.ignoring_shutdown: set[str] = set()
+
+    # --- what happens inside, for tests ------------------------------------------------------------------------------
+
+    def end(self, name: str, target: str = "stop") -> None:
+        """The container powers off, or reboots (`target="reboot"`), by itself."""
+        running = self._running.pop(name)
+        if running.console is not None:
+            os.close(running.console)
+        for command in running.commands:
+            command.kill()
+        running.ended.set_result(Ended("reboot" if target == "reboot" else "stop"))
+
+    def write_console(self, name: str, data: bytes) -> None:
+        """Init prints something."""
+        paths = self._paths(name)
+        with paths.console_log.open("ab") as file:
+            file.write(data)
+        console = self._running[name].console
+        if console is not None:
+            os.write(console, data)
+
+    # --- the runtime -------------------------------------------------------------------------------------------------
+
+    async def version(self) -> str:
+        return "5.0.2"
+
+    async def features(self) -> Mapping[str, str]:
+        return {"cgroup2": "true", "pidfd": "true", "seccomp_notify": "true"}
+
+    async def start(self, spec: ContainerSpec) -> RunningContainer:
+        paths = self._paths(spec.name)
+        config = render(spec, paths, HostFacts())
+        await asyncio.to_thread(_write_logs, paths, config)
+        reason = self.failing.pop(spec.name, "")
+        if not reason and not await asyncio.to_thread(spec.rootfs.is_dir):
+            reason = f'no root file system at "{spec.rootfs}"'
+        if not reason and spec.name in self._running:
+            reason = "it runs already"
+        if not reason and spec.init and Path(spec.init[0]).name == "false":
+            reason = "init ended at once"
+        if reason:
+            raise StartFailed(f'Failed to start container "{spec.name}": {reason}')
+        init, monitor = self._process(), self._process()
+        container = RunningContainer(spec.name, init, monitor, paths.payload_group)
+        running = self._running[spec.name] = _Running(container)
+        self._last[init] = running.ended
+        self.specs[spec.name] = spec
+        return container
+
+    def _process(self) -> ProcessRef:
+        self._next_pid += 1
+        return ProcessRef(self._next_pid, self._next_pid)
+
+    async def find(self, name: str) -> RunningContainer | None:
+        running = self._running.get(name)
+        return None if running is None else running.container
+
+    async def wait_ended(self, container: RunningContainer) -> Ended:
+        return await asyncio.shield(self._last[container.init])
+
+    async def shutdown(self, container: RunningContainer) -> None:
+        if self._is_live(container) and container.name not in self.ignoring_shutdown:
+            self.end(container.name)
+
+    async def kill(self, container: RunningContainer) -> None:
+        if self._is_live(container):
+            self.end(container.name)
+
+    async def freeze(self, container: RunningContainer) -> None:
+        self._running[container.name].frozen = True
+
+    async def unfreeze(self, container: RunningContainer) -> None:
+        self._running[container.name].frozen = False
+
+    async def frozen(self, container: RunningContainer) -> bool:
+        return self._is_live(container) and self._running[container.name].frozen
+
+    def _is_live(self, container: RunningContainer) -> bool:
+        running = self._running.get(container.name)
+        return running is not None and running.container == container
+
+    async def exec(
+        self, container: RunningContainer, spec: ExecSpec, *, stdin: int, stdout: int, stderr: int, terminal: bool
+    ) -> FakeExecProcess | _NeverRan:
+        if not spec.command:
+            raise BadRequest("The command must not be empty")
+        root = self.specs[container.name].rootfs
+        program = Path(spec.command[0])
+        if program.name not in _PROGRAMS:
+            inside = root / str(program).lstrip("/")
+            return _NeverRan(126 if await asyncio.to_thread(inside.is_file) else 127)
+        process = await asyncio.to_thread(_start_program, spec, (stdin, stdout, stderr), terminal, root)
+        command = FakeExecProcess(process)
+        self._running[container.name].commands.add(command)
+        return command
+
+    async def console(self, container: RunningContainer) -> int:
+        running = self._running[container.name]
+        if running.console is not None:
+            if not _hung_up(running.console):
+                raise ConsoleInUse(f'Someone is attached to the console of "{container.name}" already')
+            os.close(running.console)
+        master, running.console = os.openpty()
+        tty.setraw(running.console)
+        return master
+
+    async def console_log(self, name: str) -> bytes:
+        return await asyncio.to_thread(Logs(self._paths(name)).console)
+
+    async def clear_console_log(self, name: str) -> None:
+        await asyncio.to_thread(Logs(self._paths(name)).clear_console)
+
+    async def log_files(self, name: str) -> list[Path]:
+        return await asyncio.to_thread(Logs(self._paths(name)).files)
+
+    async def remove(self, name: str) -> None:
+        await asyncio.to_thread(Logs(self._paths(name)).remove)
+
+    async def rename(self, name: str, new_name: str) -> None:
+        await self.remove(new_name)
+        await asyncio.to_thread(_move, self._paths(name).logs, self._paths(new_name).logs)
+
+    async def files(
+        self,
+        container: RunningContainer | None,  # noqa: ARG002 - running or not, they lie in the same directory
+        rootfs: Path,
+        idmap: IdMap,  # noqa: ARG002 - owners are only remembered
+    ) -> ContainerFiles:
+        return FakeFiles(rootfs, self._owners.setdefault(rootfs, {}))
+
+    async def close(self) -> None:
+        pass
+
+    def _paths(self, name: str) -> ContainerPaths:
+        return ContainerPaths(name, self._directory / "containers", self._directory / "logs")
+
+
+def _write_logs(paths: ContainerPaths, config: str) -> None:
+    paths.logs.mkdir(parents=True, exist_ok=True)
+    Logs(paths).begin()
+    paths.config.write_text(config)
+    paths.log.write_text("")
+    paths.console_log.write_bytes(b"")
+
+
+def _move(source: Path, target: Path) -> None:
+    if source.is_dir():
+        source.rename(target)
+
+
+def _hung_up(slave: int) -> bool:
+    """Whether the master is closed."""
+    poll = select.poll()
+    poll.register(slave, 0)
+    return any(event & select.POLLHUP for _, event in poll.poll(0))
+
+
+def _start_program(
+    spec: ExecSpec, stdio: tuple[int, int, int], terminal: bool, root: Path
+) -> "subprocess.Popen[bytes]":
+    directory = root / spec.cwd.lstrip("/")
+    argv = list(spec.command)
+    if terminal:
+        # setsid(1) makes the terminal on stdin the controlling one, as liblxc does.
+        argv = ["setsid", "--ctty", "--wait", *argv]
+    return subprocess.Popen(
+        [Path(argv[0]).name, *argv[1:]],
+        stdin=stdio[0],
+        stdout=stdio[1],
+        stderr=stdio[2],
+        env=exec_environment(spec),
+        cwd=directory if directory.is_dir() else root,
+        start_new_session=not terminal,
+    )
