@@ -17,12 +17,14 @@ _MISSING = [program for program in _NEEDED if shutil.which(program) is None]
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 @pytest.mark.skipif(bool(_MISSING), reason=f"needs {', '.join(_MISSING)}")
 def test_networks_in_a_namespace_of_their_own() -> None:
-    inside = Path(__file__).with_name("network_inside.py")
+    here = Path(__file__).parent
+    tests = [here / "network_inside.py", here.parent / "contract" / "network" / "test_driver.py"]
     # A pid namespace, too: whatever a failing test leaves running ends with it.
     own = ["unshare", "--net", "--pid", "--fork", "--mount-proc", "--kill-child"]
     done = subprocess.run(
-        [*own, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(inside)],
-        cwd=Path(__file__).parents[2],
+        [*own, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, tests)],
+        cwd=here.parents[1],
+        env={**os.environ, "FLEXD_TEST_OWN_NETWORK": "1"},
         capture_output=True,
         text=True,
         timeout=250,
