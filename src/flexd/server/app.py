@@ -111,7 +111,7 @@ def _failed(request: web.Request, failure: Exception, request_id: str) -> web.St
             request.transport.abort()
         return started
     response = responses.error_from(failure, request_id)
-    if not request.content.is_eof():
+    if (request.content_length or 0) > _MAX_BODY_BYTES or request.headers.get(hdrs.TRANSFER_ENCODING):
         response.force_close()  # what is left of a refused upload is not read
     return response
 

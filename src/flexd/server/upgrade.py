@@ -38,7 +38,7 @@ async def bridge(request: web.Request, protocol: str, fd: int) -> web.StreamResp
     outer_reader = asyncio.StreamReader(limit=_PIECE_BYTES)
     outer_protocol = asyncio.StreamReaderProtocol(outer_reader)
     outer_writer = asyncio.StreamWriter(transport, outer_protocol, outer_reader, loop)
-    request.protocol.force_close()
+    request.protocol.close()  # no further request on this connection
     transport.set_protocol(outer_protocol)
     outer_protocol.connection_made(transport)
     outer_writer.write(_switching(protocol))

@@ -41,7 +41,7 @@ async def list_instances(call: Call) -> web.Response:
 
 
 async def create_instance(call: Call) -> web.Response:
-    if call.request.content_type == "application/octet-stream":
+    if call.request.headers.get("Content-Type") == "application/octet-stream":
         raise BadRequest("Failed creating instance: importing a backup is not supported")
     post = await call.body(InstancesPost)
     operation = await call.services.instances.create(call.project, post)

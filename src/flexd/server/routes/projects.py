@@ -4,9 +4,10 @@
 from aiohttp import web
 
 from flexd.api.errors import NotFound, NotSupported
-from flexd.api.project import ProjectState, ProjectStateResource
+from flexd.api.project import ProjectPut, ProjectState, ProjectStateResource
 from flexd.server import responses
 from flexd.server.call import Call
+from flexd.server.decode import narrow
 from flexd.server.endpoint import Endpoint
 from flexd.server.listing import list_response, object_url
 from flexd.server.projects import PROJECTS, show_project
@@ -44,7 +45,8 @@ async def list_projects(call: Call) -> web.Response:
 
 async def show_one(call: Call) -> web.Response:
     name = _name(call)
-    return responses.sync(show_project(name, _used_by(call, name)))
+    project = show_project(name, _used_by(call, name))
+    return responses.sync(project, editable=narrow(project, ProjectPut))
 
 
 async def show_state(call: Call) -> web.Response:
