@@ -83,8 +83,7 @@ class Networks:
         for document in self._documents.list(PROJECT):
             name = document.value.name
             async with self._locks.hold(_key(name), "start"):
-                await self._restore(document.value)
-                self._guard(name)
+                await self._bring_up(document.value)
 
     async def stop(self) -> None:
         """The daemon ends; networks stay up."""
@@ -105,6 +104,10 @@ class Networks:
         except (FlexdError, OSError) as error:
             log.error('Failed removing what is left of network "%s": %s', name, error)
 
+    async def _bring_up(self, record: NetworkRecord) -> None:
+        await self._restore(record)
+        self._guard(record.name)
+
     async def _restore(self, record: NetworkRecord) -> None:
         try:
             await self._prepare_directory(record.name)
@@ -112,6 +115,9 @@ class Networks:
         except (FlexdError, OSError) as error:
             self._errors[record.name] = str(error)
             log.error('Failed starting network "%s": %s', record.name, error)
+        except Exception as error:  # border: neither the daemon's start nor the guard may end with one network
+            self._errors[record.name] = str(error)
+            log.exception('Failed starting network "%s"', record.name)
         else:
             self._errors.pop(record.name, None)
 
@@ -272,7 +278,7 @@ class Networks:
         driver, renamed = self._driver(old), self._make_driver(new.type, new.name, new.config)
         self._unguard(old.name)
         async with Undo() as undo:
-            undo.push(self._restore, old)
+            undo.push(self._bring_up, old)
             await driver.stop()
             undo.push(asyncio.to_thread, self._move_directory, new.name, old.name)
             await asyncio.to_thread(self._move_directory, old.name, new.name)
@@ -295,7 +301,7 @@ class Networks:
             self._unguard(name)
             driver = self._driver(document.value)
             async with Undo() as undo:
-                undo.push(self._restore, document.value)
+                undo.push(self._bring_up, document.value)
                 await driver.stop()
                 await self._documents.delete(document.path)
             self._forget(name)
