@@ -9,6 +9,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Coroutine, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from flexd.host.contract import (
     Processes,
     SubordinateRange,
 )
+from flexd.host.mounts import left_behind
 from flexd.host.threads import Threads
 
 # How each program tells its version; an empty list: it does not, or takes long to (mmdebstrap is 80 ms of Perl).
@@ -84,6 +86,7 @@ _ARCHITECTURES: dict[str, list[str]] = {
 }
 _DEFAULT_RANGE = SubordinateRange(base=1000000, count=1000000000)
 # The id that a probe shifts by; any will do.
+_PROBE_PREFIX = "flexd-probe-"
 _PROBE_DIRECTORIES = ("lower", "upper", "work", "target")
 _PROBE_MAP = IdMap.single(1000000, 65536)
 
@@ -190,7 +193,12 @@ def _kernel_features(root: Path) -> Features:
 
 
 def _make_probe_directories(parent: Path) -> Path:
-    place = Path(tempfile.mkdtemp(prefix="flexd-probe-", dir=parent))
+    for old in left_behind(parent, _PROBE_PREFIX):  # its daemon was killed while it probed
+        # A bind of `lower` is on the same device, so os.path.ismount would not see it.
+        with suppress(HostError):
+            syscalls.unmount(old / "target", syscalls.MNT_DETACH)
+        shutil.rmtree(old, ignore_errors=True)
+    place = Path(tempfile.mkdtemp(prefix=f"{_PROBE_PREFIX}{os.getpid()}-", dir=parent))
     for name in _PROBE_DIRECTORIES:
         (place / name).mkdir()
     return place

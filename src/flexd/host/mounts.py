@@ -74,11 +74,11 @@ class LinuxMounts:
         self._threads = threads
         self._processes = processes
         self._namespaces = UserNamespaces()
-        self._layers_as_fds: bool | None = None  # not known before the first overlay
+        self.layers_as_fds: bool | None = None  # not known before the first overlay
         self._swept = False
 
     async def mount(self, source: str, target: Path, fstype: str, options: str = "") -> None:
-        if _needs_program(source, fstype, options):
+        if await self._threads.run(_needs_program, source, fstype, options):
             arguments = ["-t", fstype] if fstype else []
             arguments += ["-o", options] if options else []
             await self._processes.run(["mount", *arguments, "--", source, str(target)])
@@ -137,17 +137,17 @@ class LinuxMounts:
     # --- overlay -------------------------------------------------------------------------------------------------
 
     def _overlay(self, target: Path, lower: Path, upper: Path, work: Path, idmap: IdMap | None) -> None:
-        if self._layers_as_fds is not False:
+        if self.layers_as_fds is not False:
             try:
                 self._overlay_by_fds(target, lower, upper, work, idmap)
             except HostError as error:
-                if self._layers_as_fds or error.errno not in _NO_LAYER_FDS:
+                if self.layers_as_fds or error.errno not in _NO_LAYER_FDS:
                     raise
             else:
-                self._layers_as_fds = True
+                self.layers_as_fds = True
                 return
         self._overlay_by_paths(target, lower, upper, work, idmap)
-        self._layers_as_fds = False
+        self.layers_as_fds = False
 
     def _overlay_by_fds(self, target: Path, lower: Path, upper: Path, work: Path, idmap: IdMap | None) -> None:
         """Linux 6.15: layers of any name, and the lower mount need not be attached anywhere."""
@@ -206,7 +206,7 @@ def _unmount(target: Path, detach: bool) -> None:
 
 
 def _needs_program(source: str, fstype: str, options: str) -> bool:
-    """Whether mount(8) must do it: loop devices, labels, and file systems with a helper of their own."""
+    """Whether mount(8) must do it: loop devices, labels, and file systems with a helper of their own. Blocking."""
     if source.startswith(("UUID=", "LABEL=", "PARTUUID=", "PARTLABEL=")) or not fstype:
         return True
     if any(option == "loop" or option.startswith("loop=") for option in options.split(",")):
@@ -243,8 +243,12 @@ def _plain_name(path: Path) -> Iterator[str]:
 
 def _sweep_attached() -> None:
     """Remove lower mounts of daemons that were killed in the instant between attaching and detaching them."""
-    for place in _RUN.glob(f"{_LOWER_PREFIX}*"):
-        owner = place.name.removeprefix(_LOWER_PREFIX).partition("-")[0]
-        if not Path("/proc", owner).exists():
-            _unmount(place, detach=True)
-            place.rmdir()
+    for place in left_behind(_RUN, _LOWER_PREFIX):
+        _unmount(place, detach=True)
+        place.rmdir()
+
+
+def left_behind(parent: Path, prefix: str) -> list[Path]:
+    """Directories `<prefix><pid>-…` of processes that are gone. Blocking."""
+    places = parent.glob(f"{prefix}*")
+    return [place for place in places if not Path("/proc", place.name.removeprefix(prefix).split("-")[0]).exists()]

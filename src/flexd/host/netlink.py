@@ -98,15 +98,18 @@ def string(kind: int, value: str) -> bytes:
     return attribute(kind, value.encode() + b"\0")
 
 
-def attributes(data: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
-    """(type, payload) of a run of attributes; what is cut off is left out."""
+def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
+    """Payloads by type of a run of attributes; what is cut off is left out. A plain loop: a link has 40 of them."""
+    found: dict[int, bytes] = {}
     end = len(data)
-    while offset + _ATTRIBUTE.size <= end:
-        length, kind = _ATTRIBUTE.unpack_from(data, offset)
-        if length < _ATTRIBUTE.size or offset + length > end:
-            return
-        yield kind & _NLA_TYPE_MASK, data[offset + _ATTRIBUTE.size : offset + length]
-        offset += length + 3 & ~3
+    unpack = _ATTRIBUTE.unpack_from
+    while offset + 4 <= end:
+        length, kind = unpack(data, offset)
+        if length < 4 or offset + length > end:
+            break
+        found[kind & _NLA_TYPE_MASK] = data[offset + 4 : offset + length]
+        offset += (length + 3) & ~3
+    return found
 
 
 def messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
@@ -202,9 +205,7 @@ def raise_error(what: str, payload: bytes, flags: int) -> None:
     words = ""
     if flags & _NLM_F_ACK_TLVS:
         request_bytes = _HEADER.unpack_from(payload, 4)[0] if not flags & _NLM_F_CAPPED else _HEADER.size
-        for kind, value in attributes(payload, 4 + (request_bytes + 3 & ~3)):
-            if kind == _NLMSGERR_ATTR_MSG:
-                words = value.rstrip(b"\0").decode(errors="replace")
+        words = _text(attributes(payload, 4 + (request_bytes + 3 & ~3)).get(_NLMSGERR_ATTR_MSG, b""))
     detail = f"{os.strerror(number)}: {words}" if words else os.strerror(number)
     name = errno.errorcode.get(number, str(number))
     raise HostError(f"{what}: {detail} (rtnetlink {name})", number)
@@ -215,9 +216,9 @@ def raise_error(what: str, payload: bytes, flags: int) -> None:
 
 def parse_link(payload: bytes, addresses: Mapping[int, list[LinkAddress]]) -> Link:
     _, _, index, flags, _ = IFINFO.unpack_from(payload)
-    found = dict(attributes(payload, IFINFO.size))
+    found = attributes(payload, IFINFO.size)
     info = found.get(IFLA_LINKINFO)
-    kind = _text(dict(attributes(info)).get(IFLA_INFO_KIND, b"")) if info else ""
+    kind = _text(attributes(info).get(IFLA_INFO_KIND, b"")) if info else ""
     stats = found.get(IFLA_STATS64, b"")
     return Link(
         _text(found.get(IFLA_IFNAME, b"")),
@@ -248,7 +249,7 @@ def parse_address(payload: bytes) -> tuple[int, LinkAddress] | None:
     name = _FAMILIES.get(family)
     if name is None:
         return None
-    found = dict(attributes(payload, IFADDR.size))
+    found = attributes(payload, IFADDR.size)
     # On a point-to-point link IFA_ADDRESS is the other end's.
     raw = found.get(IFA_LOCAL) or found.get(IFA_ADDRESS, b"")
     return index, LinkAddress(name, socket.inet_ntop(family, raw), prefix, _SCOPES.get(scope, "global"))
@@ -257,7 +258,7 @@ def parse_address(payload: bytes) -> tuple[int, LinkAddress] | None:
 def parse_route(payload: bytes) -> list[tuple[str, int, str]]:
     """(destination, link index, gateway) of each way of a unicast route in the main table."""
     family, length, _, _, table, _, _, kind, _ = RTMSG.unpack_from(payload)
-    found = dict(attributes(payload, RTMSG.size))
+    found = attributes(payload, RTMSG.size)
     table = _number(found.get(_RTA_TABLE)) or table
     if table != RT_TABLE_MAIN or kind != _RTN_UNICAST or family not in _FAMILIES:
         return []
@@ -276,7 +277,7 @@ def _ways(data: bytes) -> list[tuple[int, bytes | None]]:
         length, _, _, index = _NEXTHOP.unpack_from(data, offset)
         if length < _NEXTHOP.size:
             break
-        inner = dict(attributes(data[offset : offset + length], _NEXTHOP.size))
+        inner = attributes(data[offset : offset + length], _NEXTHOP.size)
         ways.append((index, inner.get(_RTA_GATEWAY)))
         offset += length + 3 & ~3
     return ways
@@ -285,7 +286,7 @@ def _ways(data: bytes) -> list[tuple[int, bytes | None]]:
 def parse_neighbour(payload: bytes) -> tuple[int, str, str] | None:
     """(link index, address, hwaddr) of a neighbour that was reached, not of a failed or fixed one."""
     family, index, state, _, _ = NDMSG.unpack_from(payload)
-    found = dict(attributes(payload, NDMSG.size))
+    found = attributes(payload, NDMSG.size)
     if family not in _FAMILIES or state & (_NUD_FAILED | _NUD_NOARP):
         return None
     if _NDA_DST not in found or _NDA_LLADDR not in found:
@@ -295,7 +296,7 @@ def parse_neighbour(payload: bytes) -> tuple[int, str, str] | None:
 
 def parse_namespace_id(payload: bytes) -> int:
     """-1: none assigned yet (NETNSA_NSID_NOT_ASSIGNED)."""
-    value = dict(attributes(payload, RTGEN.size)).get(NETNSA_NSID)
+    value = attributes(payload, RTGEN.size).get(NETNSA_NSID)
     return int(struct.unpack("=i", value)[0]) if value else -1
 
 

@@ -93,10 +93,9 @@ def _fault(path: Path) -> str | None:
 
 
 def _words(where: str, error: HostError) -> str:
-    if error.errno == errno.ENOSYS:
-        return f"The kernel has no quotas, or is older than Linux 5.14, for {where}"
-    if error.errno in (errno.ENOTSUP, errno.ENODEV, errno.EINVAL, errno.ENOTTY, errno.ESRCH):
-        return f"The file system of {where} has no project quotas switched on"
+    # ENOSYS: a file system without quotas as well as a kernel before 5.14.
+    if error.errno in (errno.ENOSYS, errno.ENOTSUP, errno.ENODEV, errno.EINVAL, errno.ENOTTY, errno.ESRCH):
+        return f"Project quotas are not switched on for {where}, or this kernel has none"
     return str(error)
 
 

@@ -58,6 +58,8 @@ class FakeCgroups:
             del self.rows[each], self.members[each]
 
     def _check(self, group: str, controller: str, file: str) -> None:
-        if group not in self.rows or controller not in self.layout_value.controllers:
-            path = self.layout_value.controllers.get(controller, _ROOT) / group / file
+        if controller not in self.layout_value.controllers:
+            raise HostError(f'use {file} of cgroup "{group}": this host has no cgroup controller {controller}')
+        if group not in self.rows:
+            path = _ROOT / group / file
             raise HostError(f"open {path}: No such file or directory (open(2) ENOENT)", errno.ENOENT)
