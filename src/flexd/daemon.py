@@ -61,7 +61,7 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 def daemon_id(directory: Path) -> str:
     """Short and stable: tells this daemon's host-wide names from those of another one on the same machine."""
-    return hashlib.blake2s(os.fsencode(directory.resolve()), digest_size=4).hexdigest()
+    return hashlib.blake2s(os.fsencode(directory), digest_size=4).hexdigest()
 
 
 class Daemon:
@@ -213,6 +213,7 @@ class Daemon:
         # Before anything is asked of instances: what a crash left half-done is finished or undone.
         for failed in await self.journal.recover():
             log.error("could not finish or undo after a crash: %s", failed)
+        await self.images.prepare()
         gone = await self.lifecycle.adopt()
         await self.ports.announce_all()
         resume = self.lifecycle.resume(gone, host_rebooted=host_rebooted)
@@ -244,8 +245,9 @@ class Daemon:
 
 async def open_daemon(directory: Path, *, host: Host, runtime: Runtime, terminals: Terminals) -> Daemon:
     """A daemon on its directory, not yet started."""
-    database = directory / "database"
     await asyncio.to_thread(_make_directories, directory)
+    directory = await asyncio.to_thread(directory.resolve)
+    database = directory / "database"
     store = await SqliteStore.open(database / "config.db")
     return Daemon(
         directory,
