@@ -90,12 +90,12 @@ class DnsmasqProcess:
         await asyncio.to_thread(self._forget)
 
     async def wait_exit(self) -> None:
-        """Return when the running dnsmasq has ended; never if there is none."""
-        process = await self._find()
-        if process is None:
+        """Return when the dnsmasq that was started has ended, at once if it already has; never if there is to be none."""
+        record = await asyncio.to_thread(read_value, self._files.process, ProcessRecord)
+        if record is None:
             await asyncio.get_running_loop().create_future()
         else:
-            await self._host.processes.wait_exit(process)
+            await self._host.processes.wait_exit(ProcessRef(record.pid, record.start_time))
 
     async def leases(self) -> list[LeaseRow]:
         return parse_leases(await asyncio.to_thread(read_text, self._files.leases))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every network driver must do, found by scanning the folder; on the fake and on the real host."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,16 @@ async def test_a_second_start_changes_no_process(make: Make) -> None:
         assert {path.name: path.read_text() for path in make.directory.glob("*.json")} == processes
     finally:
         await make().stop()
+
+
+async def test_a_service_that_has_ended_is_noticed_by_whoever_asks_later(make: Make, host: Host) -> None:
+    if not isinstance(host, FakeHost):
+        pytest.skip("only the fake host's processes can be ended without knowing them")
+    await make().start()
+    host.processes.end_all()
+    async with asyncio.timeout(20):
+        await make().wait_failed()
+    await make().stop()
 
 
 async def test_ports_become_leases(make: Make) -> None:
