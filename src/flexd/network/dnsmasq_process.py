@@ -90,7 +90,7 @@ class DnsmasqProcess:
         await asyncio.to_thread(self._forget)
 
     async def wait_exit(self) -> None:
-        """Return when the dnsmasq that was started has ended, at once if it already has; never if there is to be none."""
+        """Return when the dnsmasq that was started has ended, at once if it already has; never if none is wanted."""
         record = await asyncio.to_thread(read_value, self._files.process, ProcessRecord)
         if record is None:
             await asyncio.get_running_loop().create_future()
