@@ -169,7 +169,12 @@ class LinuxProcesses:
                 list(argv), stdin=stdin, stdout=stdout, stderr=stderr, cwd=cwd, pass_fds=tuple(pass_fds),
                 env={**_BASE_ENVIRONMENT, **(env or {})}, start_new_session=True, bufsize=0,
             )  # fmt: skip
-            return popen, os.pidfd_open(popen.pid)
+            try:
+                return popen, os.pidfd_open(popen.pid)
+            except OSError:  # no fd left: nobody would notice its end
+                popen.kill()
+                popen.wait()
+                raise
 
         loop = asyncio.get_running_loop()
         starting = asyncio.ensure_future(self._threads.run(start))

@@ -4,6 +4,7 @@
 import asyncio
 import os
 from collections.abc import Callable
+from typing import Any
 
 # A pipe holds 64 KiB by default (pipe(7)); websocket frames of 32-128 KiB cost least (style.md 7.2).
 CHUNK_BYTES = 64 * 1024
@@ -21,8 +22,9 @@ async def _wait(
 
     add(fd, note_ready)
     stopping = asyncio.ensure_future(stop.wait()) if stop is not None else None
+    awaited: list[asyncio.Future[Any]] = [ready] if stopping is None else [ready, stopping]
     try:
-        await asyncio.wait([ready] if stopping is None else [ready, stopping], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
     finally:
         remove(fd)
         if stopping is not None:

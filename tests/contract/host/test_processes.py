@@ -78,7 +78,8 @@ async def test_a_spawned_program_is_wired_up(host: Host) -> None:
     reading, writing = os.pipe()
     child = await host.processes.spawn(["cat"], stdin=reading)
     os.close(reading)
-    assert child.returncode is None
+    status_while_running = child.returncode
+    assert status_while_running is None
     os.close(writing)
     assert await child.wait() == 0
     assert child.returncode == 0
