@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A runtime in memory: containers "run", commands are a few harmless programs of this machine, files lie in directories.
+"""A runtime in memory: containers "run", commands are a few harmless programs of the host, files lie in directories.
 
 For tests of everything above. What happens inside a container (power off, console output) are methods for the test."""
 
@@ -100,14 +100,12 @@ class FakeRuntime:
             command.kill()
         running.ended.set_result(Ended("reboot" if target == "reboot" else "stop"))
 
-    def write_console(self, name: str, data: bytes) -> None:
+    async def write_console(self, name: str, data: bytes) -> None:
         """Init prints something."""
-        paths = self._paths(name)
-        with paths.console_log.open("ab") as file:
-            file.write(data)
+        await asyncio.to_thread(_append, self._paths(name).console_log, data)
         console = self._running[name].console
         if console is not None:
-            os.write(console, data)
+            await asyncio.to_thread(os.write, console, data)
 
     # --- the runtime -------------------------------------------------------------------------------------------------
 
@@ -231,6 +229,11 @@ def _write_logs(paths: ContainerPaths, config: str) -> None:
     paths.config.write_text(config)
     paths.log.write_text("")
     paths.console_log.write_bytes(b"")
+
+
+def _append(path: Path, data: bytes) -> None:
+    with path.open("ab") as file:
+        file.write(data)
 
 
 def _move(source: Path, target: Path) -> None:

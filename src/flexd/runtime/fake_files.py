@@ -83,6 +83,9 @@ class FakeFiles:
         self._owners.pop(real, None)
 
     async def sftp(self) -> int:
+        return await asyncio.to_thread(self._start_sftp)
+
+    def _start_sftp(self) -> int:
         from flexd.runtime.helper import sftp  # paramiko: only the tests that use it should pay for it
 
         ours, theirs = socket.socketpair()

@@ -74,6 +74,8 @@ class LxcRuntime:
     async def start(self, spec: ContainerSpec) -> RunningContainer:
         paths = self._paths(spec.name)
         config = render(spec, paths, await self._host_facts())
+        if await self.find(spec.name) is not None:
+            raise StartFailed(f'Failed to start container "{spec.name}": it is running already')
         await asyncio.to_thread(_write_state, paths, config)
         try:
             return await self._start(paths, spec)

@@ -16,6 +16,7 @@ def serve(library: Library, connection: socket.socket, stdio: tuple[int, int, in
     # Not the helper's session. A terminal as stdin gets one of its own: liblxc makes it the controlling terminal.
     os.setsid()
     container = library.container(request["name"], request["directory"])
+    _default_signals()
     pid = container.attach(
         request["command"], request["environment"], request["cwd"], (request["uid"], request["gid"]), stdio
     )
@@ -24,6 +25,12 @@ def serve(library: Library, connection: socket.socket, stdio: tuple[int, int, in
         os.close(fd)
     wire.send(connection, {"pid": pid})
     wire.send(connection, {"status": _wait(connection, pid)})
+
+
+def _default_signals() -> None:
+    """What is ignored stays ignored through execve(2): neither Python's choice nor the helper's is the command's."""
+    for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _wait(connection: socket.socket, pid: int) -> int:

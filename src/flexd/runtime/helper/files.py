@@ -3,6 +3,7 @@
 
 Paths are the container's; being its root with its ids, plain system calls do the right thing."""
 
+import errno
 import os
 import socket
 import stat
@@ -85,8 +86,8 @@ def _open(request: wire.Message) -> Answer:
 
 
 def open_file(path: str, flags: int, mode: int, uid: int, gid: int) -> int:
-    """Owner and mode are given to a file only where this call creates it."""
-    # Opening a FIFO or a device must neither wait nor make a terminal ours.
+    """A regular file; owner and mode are given to it only where this call creates it."""
+    # Opening a FIFO or a device must neither wait nor make a terminal ours, before it is refused below.
     flags |= os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
     created = False
     if flags & os.O_CREAT:
@@ -100,6 +101,9 @@ def open_file(path: str, flags: int, mode: int, uid: int, gid: int) -> int:
     else:
         fd = os.open(path, flags)
     try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            # Reading it might never end, which would hold a thread of the daemon.
+            raise OSError(errno.EINVAL, "not a regular file")
         if created:
             os.fchown(fd, uid, gid)
             os.fchmod(fd, mode)
