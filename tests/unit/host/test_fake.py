@@ -2,14 +2,30 @@
 """What the fake host does beyond the contract: failing on demand, telling what happened, rebooting."""
 
 import errno
+import inspect
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from flexd.api.idmap import IdMap
-from flexd.host.contract import CommandFailed, Completed, Host, HostError, Link
+from flexd.host.contract import (
+    Cgroups,
+    CommandFailed,
+    Completed,
+    Files,
+    Firewall,
+    Host,
+    HostError,
+    Link,
+    Links,
+    Machine,
+    Mounts,
+    Processes,
+    Quotas,
+)
 from flexd.host.fake import FakeHost
+from flexd.host.fake import host as fakes
 
 
 @pytest.fixture
@@ -73,3 +89,21 @@ async def test_a_reboot(host: FakeHost, tmp_path: Path) -> None:
 async def test_owners_are_recorded(host: FakeHost, tmp_path: Path) -> None:
     await host.files.shift_tree(tmp_path, old=IdMap(), new=IdMap.single(1000000, 65536))
     assert host.files.shifted[0].new.host_uid(0) == 1000000
+
+
+async def test_readings_can_fail_and_change_nothing(host: FakeHost) -> None:
+    host.fail(method="links.all", error=HostError("no"))
+    with pytest.raises(HostError):
+        await host.links.all()
+    assert host.calls == []
+    assert [call.method for call in host.recorder.readings] == ["links.all"]
+
+
+def test_every_method_of_the_contract_can_fail() -> None:
+    """Each facet's methods begin by telling the recorder their own name."""
+    for facet in (Processes, Mounts, Files, Quotas, Cgroups, Links, Firewall, Machine):
+        fake: type = getattr(fakes, f"Fake{facet.__name__}")
+        methods = [name for name, value in vars(facet).items() if inspect.iscoroutinefunction(value)]
+        assert methods
+        for name in methods:
+            assert f'("{facet.__name__.lower()}.{name}"' in inspect.getsource(getattr(fake, name))

@@ -30,14 +30,15 @@ class FakeCgroups:
             kept.clear()
 
     async def layout(self) -> CgroupLayout:
+        self._recorder.note_reading("cgroups.layout")
         return self.layout_value
 
     async def stats(self, groups: Sequence[str]) -> list[CgroupStats]:
-        self._recorder.note("cgroups.stats", *groups)
+        self._recorder.note_reading("cgroups.stats", *groups)
         return [self.rows.get(group, CgroupStats()) for group in groups]
 
     async def read(self, group: str, controller: str, file: str) -> str:
-        self._recorder.note("cgroups.read", group, controller, file)
+        self._recorder.note_reading("cgroups.read", group, controller, file)
         self._check(group, controller, file)
         return self.files.get((group, controller, file), "")
 
@@ -47,6 +48,7 @@ class FakeCgroups:
         self.files[group, controller, file] = value
 
     async def processes(self, group: str) -> list[int]:
+        self._recorder.note_reading("cgroups.processes", group)
         return sorted(self.members.get(group, []))
 
     async def remove(self, group: str) -> None:

@@ -32,7 +32,7 @@ class FakeFiles:
 
     async def remove_tree(self, path: Path) -> None:
         self._recorder.note("files.remove_tree", path)
-        mounts = await self._mounts.below(path)
+        mounts = self._mounts.at_or_below(path)
         if mounts:
             raise HostError(f"remove {path}: {mounts[-1].target} is mounted (unlink(2) EBUSY)", errno.EBUSY)
         await self._real.remove_tree(path)
@@ -40,20 +40,22 @@ class FakeFiles:
     async def copy_tree(self, source: Path, target: Path) -> None:
         self._recorder.note("files.copy_tree", source, target)
         # A mount is a link here, and what it leads to is meant.
-        await self._real.copy_tree(source.resolve() if await self._mounts.mounted(source) else source, target)
+        await self._real.copy_tree(source.resolve() if self._mounts.at_or_below(source) else source, target)
 
     async def shift_tree(self, path: Path, *, old: IdMap, new: IdMap) -> None:
         self._recorder.note("files.shift_tree", path)
         self.shifted.append(Shifted(path, old, new))
 
     async def disk_usage(self, path: Path) -> int:
-        self._recorder.note("files.disk_usage", path)
+        self._recorder.note_reading("files.disk_usage", path)
         return await self._real.disk_usage(path)
 
     async def filesystem(self, path: Path) -> FileUsage:
+        self._recorder.note_reading("files.filesystem", path)
         return await self._real.filesystem(path)
 
     async def filesystem_type(self, path: Path) -> str:
+        self._recorder.note_reading("files.filesystem_type", path)
         return self.type
 
 
@@ -66,6 +68,7 @@ class FakeQuotas:
         self._files = files
 
     async def available(self, path: Path) -> str | None:
+        self._recorder.note_reading("quotas.available", path)
         return self.fault
 
     async def assign(self, path: Path, project: int) -> None:
@@ -80,6 +83,7 @@ class FakeQuotas:
             self.limits.pop(project, None)
 
     async def usage(self, path: Path, project: int) -> int:
+        self._recorder.note_reading("quotas.usage", path, project)
         tree = self.projects.get(project)
         if tree is None:
             return 0

@@ -28,6 +28,7 @@ class FakeHost:
 
     @property
     def calls(self) -> list[Call]:
+        """What changed something, or tried to; readings are in `recorder.readings`."""
         return self.recorder.calls
 
     def fail(self, *, method: str, error: BaseException, after: int = 0, times: int | None = None) -> None:

@@ -46,12 +46,15 @@ class FakeLinks:
         self.by_name[link.name] = link
 
     async def all(self) -> list[Link]:
+        self._recorder.note_reading("links.all")
         return sorted(self.by_name.values(), key=lambda link: link.index)
 
     async def get(self, name: str) -> Link | None:
+        self._recorder.note_reading("links.get", name)
         return self.by_name.get(name)
 
     async def routes(self) -> list[Route]:
+        self._recorder.note_reading("links.routes")
         own = [
             Route(str(ip_interface(f"{each.address}/{each.prefix}").network), link.name)
             for link in self.by_name.values()
@@ -132,16 +135,18 @@ class FakeLinks:
         self.sysctls[name, family, key] = value
 
     async def get_sysctl(self, name: str, family: str, key: str) -> str | None:
+        self._recorder.note_reading("links.get_sysctl", name, family, key)
         if name not in ("all", "default") and name not in self.by_name:
             return None
         return self.sysctls.get((name, family, key), "0")
 
     async def neighbours(self, name: str) -> list[tuple[str, str]]:
+        self._recorder.note_reading("links.neighbours", name)
         self._link(f"list neighbours of link {name}", name)
         return self.neighbours_of.get(name, [])
 
     async def inside(self, pids: Sequence[int]) -> list[list[Link]]:
-        self._recorder.note("links.inside", *pids)
+        self._recorder.note_reading("links.inside", *pids)
         return [self.inside_of.get(pid, []) for pid in pids]
 
     def _link(self, what: str, name: str) -> Link:
@@ -169,6 +174,7 @@ class FakeFirewall:
         self._recorder = recorder
 
     async def available(self) -> str | None:
+        self._recorder.note_reading("firewall.available")
         return self.fault
 
     async def replace_table(self, family: str, name: str, body: str) -> None:
@@ -181,4 +187,5 @@ class FakeFirewall:
         self.bodies.pop((family, name), None)
 
     async def tables(self) -> list[tuple[str, str]]:
+        self._recorder.note_reading("firewall.tables")
         return list(self.bodies)

@@ -40,13 +40,15 @@ class FakeMachine:
         self._boot_id = str(uuid.uuid4())
 
     async def features(self) -> Features:
-        self._recorder.note("machine.features")
+        self._recorder.note_reading("machine.features")
         return self.features_value
 
     async def subordinate_ids(self) -> SubordinateRange:
+        self._recorder.note_reading("machine.subordinate_ids")
         return self.range
 
     async def boot_id(self) -> str:
+        self._recorder.note_reading("machine.boot_id")
         return self._boot_id
 
     async def raise_limits(self) -> dict[str, str]:
@@ -59,6 +61,7 @@ class FakeMachine:
         return True
 
     async def resources(self) -> dict[str, Any]:
+        self._recorder.note_reading("machine.resources")
         found = api.Resources(
             cpu=api.ResourcesCPU(architecture="x86_64", sockets=[api.ResourcesCPUSocket()], total=1),
             memory=api.ResourcesMemory(total=1 << 30, used=1 << 28),
@@ -67,4 +70,5 @@ class FakeMachine:
         return builtins
 
     async def load_average(self) -> tuple[float, float, float]:
+        self._recorder.note_reading("machine.load_average")
         return self.load

@@ -67,9 +67,14 @@ class FakeMounts:
         await self._threads.run(self._unmount, target)
 
     async def mounted(self, target: Path) -> bool:
+        self._recorder.note_reading("mounts.mounted", target)
         return self._find(target) is not None
 
     async def below(self, path: Path) -> list[MountInfo]:
+        self._recorder.note_reading("mounts.below", path)
+        return self.at_or_below(path)
+
+    def at_or_below(self, path: Path) -> list[MountInfo]:
         top = self._absolute(path)
         return [each.info for each in self.table if top in (each.info.target, *each.info.target.parents)]
 

@@ -147,15 +147,15 @@ class FakeProcesses:
         return self.running[self.start(argv).pid]
 
     async def identify(self, pid: int) -> ProcessRef | None:
-        child = self.running.get(pid)
-        if child is None:
-            return await self._real.identify(pid)
-        return ProcessRef(pid, pid) if child.returncode is None else None
+        self._recorder.note_reading("processes.identify", pid)
+        return await self._identify(pid)
 
     async def is_alive(self, process: ProcessRef) -> bool:
-        return await self.identify(process.pid) == process
+        self._recorder.note_reading("processes.is_alive", process.pid)
+        return await self._identify(process.pid) == process
 
     async def wait_exit(self, process: ProcessRef) -> None:
+        self._recorder.note_reading("processes.wait_exit", process.pid)
         child = self.running.get(process.pid)
         if child is not None:
             await child.wait()
@@ -173,10 +173,18 @@ class FakeProcesses:
         return True
 
     async def command_line(self, pid: int) -> list[str]:
+        self._recorder.note_reading("processes.command_line", pid)
         child = self.running.get(pid)
         if child is None:
             return await self._real.command_line(pid)
         return child.argv if child.returncode is None else []
 
     async def children(self, pid: int) -> list[int]:
+        self._recorder.note_reading("processes.children", pid)
         return [] if pid in self.running else await self._real.children(pid)
+
+    async def _identify(self, pid: int) -> ProcessRef | None:
+        child = self.running.get(pid)
+        if child is None:
+            return await self._real.identify(pid)
+        return ProcessRef(pid, pid) if child.returncode is None else None

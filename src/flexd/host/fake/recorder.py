@@ -21,6 +21,7 @@ class _Failure(Struct):
 class Recorder:
     def __init__(self) -> None:
         self.calls: list[Call] = []
+        self.readings: list[Call] = []
         self._failures: list[_Failure] = []
 
     def fail(self, method: str, error: BaseException, *, after: int = 0, times: int | None = None) -> None:
@@ -31,8 +32,16 @@ class Recorder:
         self._failures.clear()
 
     def note(self, method: str, *arguments: object) -> None:
-        """Called first by every method of every facet."""
+        """Called first by every method that changes something."""
         self.calls.append(Call(method, arguments))
+        self._raise_if_wanted(method)
+
+    def note_reading(self, method: str, *arguments: object) -> None:
+        """Called first by every method that only looks."""
+        self.readings.append(Call(method, arguments))
+        self._raise_if_wanted(method)
+
+    def _raise_if_wanted(self, method: str) -> None:
         for failure in self._failures:
             if failure.method != method:
                 continue
