@@ -5,6 +5,7 @@ Unmounting an overlay writes the differences back into `upper`, deletions as `.w
 the real ones. Ids are not shifted; `table` tells by which map they would be.
 """
 
+import atexit
 import errno
 import filecmp
 import os
@@ -98,6 +99,7 @@ class FakeMounts:
     def _new_place(self) -> Path:
         if self._aside is None:
             self._aside = Path(tempfile.mkdtemp(prefix="flexd-fake-host-"))
+            atexit.register(shutil.rmtree, self._aside, ignore_errors=True)  # for a test that does not close its host
         self._count += 1
         place = self._aside / str(self._count)
         place.mkdir()
