@@ -86,6 +86,7 @@ class LxcRuntime:
 
     async def _start(self, paths: ContainerPaths, spec: ContainerSpec) -> RunningContainer:
         argv = [_LXC_START, "-n", spec.name, "-P", str(self._directory), "-f", str(paths.config), "-d"]
+        argv += ["-p", str(paths.monitor_pid)]
         environment = None if "hook" in spec.raw else _NO_PROGRAMS
         result = await self._host.processes.run(argv, env=environment, timeout_s=_START_TIMEOUT_S, check=False)
         container = await self.find(spec.name) if result.returncode == 0 else None
@@ -103,6 +104,9 @@ class LxcRuntime:
         container = await self.find(paths.name)
         if container is not None:
             await self.kill(container)
+        monitor = await self._host.processes.identify(await asyncio.to_thread(_read_pid, paths.monitor_pid))
+        if monitor is not None:
+            await self._host.processes.wait_exit(monitor)
         for group in (paths.payload_group, paths.monitor_group):
             try:
                 await self._host.cgroups.remove(group)
@@ -272,6 +276,7 @@ def _write_state(paths: ContainerPaths, config: str) -> None:
     paths.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     paths.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
     paths.target.unlink(missing_ok=True)
+    paths.monitor_pid.unlink(missing_ok=True)
     Logs(paths).begin()
     descriptor = os.open(paths.config, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with open(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
@@ -286,9 +291,18 @@ def _read_target(paths: ContainerPaths) -> str:
         return "stop"
 
 
+def _read_pid(path: Path) -> int:
+    """0 (no process) if liblxc did not come as far as its monitor."""
+    try:
+        return int(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return 0
+
+
 def _remove_state(paths: ContainerPaths) -> None:
     Logs(paths).remove()
     paths.target.unlink(missing_ok=True)
+    paths.monitor_pid.unlink(missing_ok=True)
     if paths.state.is_dir():
         paths.state.rmdir()
 

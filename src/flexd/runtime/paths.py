@@ -24,6 +24,11 @@ class ContainerPaths(Struct, frozen=True):
         return self.state / "target"
 
     @property
+    def monitor_pid(self) -> Path:
+        """Written by liblxc when its monitor starts, so that a failed start can wait for it."""
+        return self.state / "monitor.pid"
+
+    @property
     def logs(self) -> Path:
         return self.log_directory / self.name
 
