@@ -240,7 +240,6 @@ class Daemon:
         await self.journal.close()
         await self._mirror.close()
         await self._store.close()
-        await self._host.close()
 
 
 async def open_daemon(directory: Path, *, host: Host, runtime: Runtime, terminals: Terminals) -> Daemon:
@@ -324,6 +323,7 @@ async def run(directory: Path, group: str) -> None:
             await daemon.lifecycle.shut_down_all()
     finally:
         await daemon.close()
+        await host.close()
 
 
 def _tell_systemd(state: str) -> None:

@@ -13,17 +13,15 @@ from flexd.devices.contract import Kind, Parts
 DeviceConfig = Mapping[str, str]
 
 
-def load_kinds() -> None:
-    """Import every module of `kinds/`, which registers its classes."""
-    for module in pkgutil.iter_modules(kinds.__path__):
-        importlib.import_module(f"{kinds.__name__}.{module.name}")
+# Importing a module of `kinds/` registers its classes; at import time, for it reads files.
+for _module in pkgutil.iter_modules(kinds.__path__):
+    importlib.import_module(f"{kinds.__name__}.{_module.name}")
 
 
 class Devices:
     """Kinds by type, built once."""
 
     def __init__(self, parts: Parts) -> None:
-        load_kinds()
         self._networks = parts.networks
         self._kinds = {key: kind(parts) for key, kind in Kind.registered.items()}
 
@@ -62,5 +60,7 @@ class Devices:
         known = sorted({kind for kind, _ in self._kinds})
         if kind_type not in known:
             return f'unsupported device type "{kind_type}" (this host has: {", ".join(known)})'
+        if kind_type == "nic" and not config.get("nictype"):
+            return 'a NIC needs a "network", or a "nictype" with its "parent"'
         subtypes = sorted(subtype for kind, subtype in self._kinds if kind == kind_type and subtype)
         return f'unsupported nictype "{config.get("nictype", "")}" (this host has: {", ".join(subtypes)})'
