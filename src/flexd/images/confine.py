@@ -1,22 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command lines that confine a program fed with somebody else's archive.
+"""Command lines that confine programs: those fed with somebody else's archive, and those that build one.
 
-The kernel keeps it in: even a tar or unsquashfs that is fooled (or exploited) sees only a read-only /usr and the
-target directory, holds no capability beyond file ownership, and dies with us.
+The kernel keeps them in: a tar or unsquashfs that is fooled (or exploited) sees only a read-only /usr and the target
+directory, and holds no capability beyond file ownership. All of them end with us (`programs.LEASH`).
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
+# Runs a command as pid 1 of its namespace until it ends, or the leash does: pid 1's end kills all that is left.
+# Descriptor 4, since a shell gives /dev/null to what it starts in the background.
+_LEASHED = r"""
+trap "exit 137" TERM
+exec 4<&0 </dev/null
+(cat <&"$FLEXD_LEASH"; kill -TERM 1) >/dev/null 2>&1 4<&- &
+status=0
+"$@" <&4 4<&- & wait $! || status=$?
+"""
+
 # In a private mount namespace: a tmpfs as root, the system's programs read-only, the target at /image/rootfs. The few
 # files of a unified image that stand beside rootfs/ land in the tmpfs and vanish with it. Then no capabilities but
 # those that restore owners and modes: without CAP_MKNOD no devices, without CAP_SYS_ADMIN no trusted.* attributes.
 # An overlay whiteout (character device 0/0) is the one device that anybody may make: it is removed again.
-_SCRIPT = r"""
+_CONFINE = rf"""
 set -eu
 stage=$1; target=$2; file=$3; shift 3
 mount -t tmpfs -o size=64m,mode=755 flexd "$stage"
 mkdir -p "$stage/image/rootfs" "$stage/dev" "$stage/tmp"
+: >"$stage/dev/null"
+mount --bind /dev/null "$stage/dev/null"
 if [ -n "$target" ]; then mount --bind "$target" "$stage/image/rootfs"; fi
 for directory in bin sbin lib lib32 lib64 usr nix gnu; do
     if [ -L "/$directory" ]; then cp -P "/$directory" "$stage/$directory"
@@ -28,8 +40,7 @@ done
 if [ -n "$file" ]; then : >"$stage/file"; mount --bind -o ro "$file" "$stage/file"; fi
 cd /
 exec chroot "$stage" setpriv --no-new-privs --inh-caps=-all \
-    --bounding-set=-all,+chown,+dac_override,+fowner,+fsetid,+setfcap sh -c '
-    status=0; "$@" || status=$?
+    --bounding-set=-all,+chown,+dac_override,+fowner,+fsetid,+setfcap sh -c '{_LEASHED}
     find /image/rootfs -xdev \( -type b -o -type c \) -printf "skipped device: %p\n" -delete >&2
     exit $status' -- "$@"
 """
@@ -39,13 +50,19 @@ TARGET = "/image/rootfs"
 FILE = "/file"
 """Where a confined program sees the one file it is shown."""
 
+_NAMESPACES = ("unshare", "--mount", "--propagation", "private", "--ipc", "--pid", "--fork", "--kill-child")
+
 
 def confined(argv: Sequence[str], *, stage: Path, target: Path | None = None, file: Path | None = None) -> list[str]:
     """A program that may write to `target` only. `stage` is an empty directory to mount on, outside of target; many
     may use it at once, for each mounts in a namespace of its own. Needs root."""
     names = [str(stage), str(target or ""), str(file or "")]
-    wrapper = ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--ipc"]
-    return [*wrapper, "sh", "-c", _SCRIPT, "sh", *names, *argv]
+    return [*_NAMESPACES, "sh", "-c", _CONFINE, "sh", *names, *argv]
+
+
+def leashed(argv: Sequence[str]) -> list[str]:
+    """A program with all of root's rights, in namespaces that take its mounts and processes away when it ends."""
+    return [*_NAMESPACES, "--mount-proc", "sh", "-c", f"{_LEASHED}\nexit $status", "sh", *argv]
 
 
 def powerless(argv: Sequence[str]) -> list[str]:

@@ -214,9 +214,12 @@ class Images:
                 on_crash="finish",  # all of it is here and checked by now
             )
             async with self._locks.hold(f"image/{fingerprint}", "create"):
-                if self._documents.get(project, fingerprint) is not None:
+                if self._documents.get(project, fingerprint) is None:
+                    await self._journal.run(plan, progress)
+                elif fetched.aliases:  # built again of the same packages: it is there, perhaps without its names
+                    await self._name_again(project, fingerprint, fetched.aliases)
+                else:
                     raise Conflict("Image with same fingerprint already exists")
-                await self._journal.run(plan, progress)
         finally:
             await incoming.discard()
         self._events.lifecycle("image-created", image_url(project, fingerprint), project, {"type": record.type})
@@ -335,6 +338,12 @@ class Images:
             await self._documents.txn(operations, conditions)
         except RevisionConflict as error:
             raise Conflict(f'Failed importing image "{record.fingerprint}": "{error.key}" is there already') from error
+
+    async def _name_again(self, project: str, fingerprint: str, names: list[str]) -> None:
+        operations: list[Put | Delete] = []
+        for name in names:
+            self._name(AliasRecord(name, fingerprint, project=project), operations, [], replace=True)
+        await self._documents.txn(operations)
 
     def _name(self, alias: AliasRecord, operations: list[Put | Delete], conditions: list[If], *, replace: bool) -> None:
         puts, free = self._aliases.creation(alias, replace=replace)

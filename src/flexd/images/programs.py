@@ -2,7 +2,9 @@
 """Chains of programs: a file through a decompressor into tar or into a function of ours, watched while it runs."""
 
 import asyncio
+import contextlib
 import os
+import signal
 import tempfile
 from collections.abc import Callable, Sequence
 from typing import IO, BinaryIO, Generic, TypeVar
@@ -17,6 +19,12 @@ T = TypeVar("T")
 _MESSAGES_BYTES = 1 << 20
 # How often progress is looked at while programs run.
 _TICK_S = 0.25
+# A program that was told to end does so in milliseconds; one that hangs in the kernel is killed and waited for.
+_END_S = 10.0
+
+LEASH = "FLEXD_LEASH"
+"""Environment variable with the number of a descriptor that reads end of file when this daemon is gone or has given
+up: confine.py's scripts end all they started then."""
 
 
 class Finished(Struct, frozen=True):
@@ -75,6 +83,7 @@ class _Chain(Generic[T]):
         self._messages: list[IO[bytes]] = []
         self._children: list[Spawned] = []
         self._reader: asyncio.Task[T] | None = None
+        self._leash, self._hand = os.pipe()
 
     async def run(self) -> Outcome[T]:
         try:
@@ -94,7 +103,7 @@ class _Chain(Generic[T]):
             piped = number < last or self._consume is not None
             reading, writing = os.pipe() if piped else (None, messages.fileno())
             try:
-                child = await self._processes.spawn(argv, stdin=previous, stdout=writing, stderr=messages.fileno())
+                child = await self._spawn(argv, previous, writing, messages.fileno())
             except BaseException:
                 if reading is not None:
                     os.close(reading)
@@ -107,6 +116,16 @@ class _Chain(Generic[T]):
             self._children.append(child)
             previous = reading
         return previous if self._consume is not None else None
+
+    async def _spawn(self, argv: Sequence[str], stdin: int | None, stdout: int | None, stderr: int) -> Spawned:
+        return await self._processes.spawn(
+            argv,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            env={LEASH: str(self._leash)},
+            pass_fds=(self._leash,),
+        )
 
     async def _finish(self) -> Outcome[T]:
         failure: BaseException | None = None
@@ -126,15 +145,28 @@ class _Chain(Generic[T]):
         return Outcome(tuple(finished), result, failure)
 
     async def _stop(self) -> None:
-        """Nothing survives: programs (killing the last readers first would only raise SIGPIPE), thread, files."""
+        """Nothing survives: programs and all they started, thread, files. Scripts end with the leash, filters with the
+        signal, which unshare(1) ignores while it waits for a script."""
+        os.close(self._hand)
+        os.close(self._leash)
         for child in self._children:
             if child.returncode is None:
-                child.kill()
-                await child.wait()
+                await _end(child)
         if self._reader is not None:
             await asyncio.wait([self._reader])
         for file in self._messages:
             await asyncio.to_thread(file.close)
+
+
+async def _end(child: Spawned) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        child.send_signal(signal.SIGTERM)
+    try:
+        async with asyncio.timeout(_END_S):
+            await child.wait()
+    except TimeoutError:
+        child.kill()
+        await child.wait()
 
 
 def _consume_and_close(descriptor: int, consume: Callable[[BinaryIO], T]) -> T:

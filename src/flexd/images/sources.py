@@ -34,6 +34,7 @@ class Sources:
         self._kinds: dict[str, Callable[[ImagesPost], Awaitable[Fetch]]] = {
             "url": self._url,
             "image": self._image,
+            "build": self._build,
         }
 
     async def prepare(self, post: ImagesPost) -> Fetch:
@@ -57,3 +58,9 @@ class Sources:
 
         assert post.source is not None
         return ServerFetch(post.source)
+
+    async def _build(self, post: ImagesPost) -> Fetch:
+        from flexd.images.build import prepare_build
+
+        assert post.source is not None
+        return await prepare_build(self._host, post.source)

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Debian, from the mirror that this machine uses if it is a Debian, else from deb.debian.org."""
+
+from collections.abc import Mapping
+
+from flexd.api.errors import BadRequest
+from flexd.images.builders.recipe import AptSource, Recipe, Release
+from flexd.images.builders.sources import mirror_of, parse_sources
+
+_MIRROR = "http://deb.debian.org/debian"
+_SECURITY_MIRROR = "http://deb.debian.org/debian-security"
+
+# What boots, logs in, finds its address and can be managed; no editor but vim-tiny, no compiler, no ssh.
+PACKAGES = (
+    "systemd",
+    "systemd-sysv",
+    "dbus",
+    "udev",
+    "libpam-systemd",
+    "libnss-myhostname",  # sudo wants to resolve the host's name, and containers are renamed
+    "iproute2",
+    "iputils-ping",
+    "netbase",
+    "ca-certificates",
+    "tzdata",
+    "procps",
+    "less",
+    "vim-tiny",
+    "sudo",
+)
+
+
+# Architectures of each release's main archive (release notes, "Supported architectures").
+_ARCHITECTURES = {
+    "bookworm": ("amd64", "arm64", "armel", "armhf", "i386", "mips64el", "mipsel", "ppc64el", "s390x"),
+    "trixie": ("amd64", "arm64", "armel", "armhf", "i386", "ppc64el", "riscv64", "s390x"),
+}
+
+
+class DebianBuilder:
+    name = "debian"
+    os = "Debian"
+    releases = (Release("12", "bookworm"), Release("13", "trixie"))
+    variants = ("default",)
+
+    def recipe(self, release: Release, variant: str, architecture: str, host_sources: Mapping[str, str]) -> Recipe:
+        if architecture not in _ARCHITECTURES[release.codename]:
+            raise BadRequest(f"Failed building image of {self.os} {release.version}: not released for {architecture}")
+        known = parse_sources(host_sources)
+        suites = {suite for known_release in self.releases for suite in _suites(known_release.codename)}
+        mirror = mirror_of(known, suites | {"stable", "bullseye"}, _MIRROR)
+        security = mirror_of(known, {f"{r.codename}-security" for r in self.releases}, _SECURITY_MIRROR)
+        codename = release.codename
+        return Recipe(
+            os=self.os,
+            release=release,
+            variant=variant,
+            sources=(
+                *(AptSource(mirror, suite, ("main",)) for suite in _suites(codename)),
+                AptSource(security, f"{codename}-security", ("main",)),
+            ),
+            keyring="/usr/share/keyrings/debian-archive-keyring.gpg",
+            keyring_package="debian-archive-keyring",
+            packages=PACKAGES,
+        )
+
+
+def _suites(codename: str) -> tuple[str, str]:
+    return codename, f"{codename}-updates"
+
+
+BUILDER = DebianBuilder()

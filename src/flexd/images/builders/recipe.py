@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a builder tells: the archive to take packages from, which, and what is changed afterwards."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from msgspec import Struct
+
+
+class Release(Struct, frozen=True):
+    """`version` is what people count (12), `codename` what the archive is called after (bookworm)."""
+
+    version: str
+    codename: str
+
+
+class AptSource(Struct, frozen=True):
+    """One `deb` line; the first of a recipe names the archive's main suite."""
+
+    uri: str
+    suite: str
+    components: tuple[str, ...]
+
+    def line(self, keyring: str) -> str:
+        return f"deb [signed-by={keyring}] {self.uri} {self.suite} {' '.join(self.components)}"
+
+
+class Recipe(Struct, frozen=True):
+    """All that a build needs; pure data. `keyring` is a file of this host and of the image."""
+
+    os: str
+    release: Release
+    variant: str
+    sources: tuple[AptSource, ...]
+    keyring: str
+    keyring_package: str
+    packages: tuple[str, ...]
+
+
+class Builder(Protocol):
+    """One distribution. `host_sources`: the `deb` lines and deb822 files of this machine, by file name."""
+
+    name: str
+    os: str
+    releases: tuple[Release, ...]
+    variants: tuple[str, ...]
+
+    def recipe(self, release: Release, variant: str, architecture: str, host_sources: Mapping[str, str]) -> Recipe: ...
