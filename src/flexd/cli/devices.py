@@ -56,11 +56,8 @@ def _add(entity: Entity) -> Command:
         "<device> <type> [key=value...]",
         [Positional("device"), Positional("type", completes="device-type"), Positional("setting", "*")],
         examples=[
-            (
-                f"flexc {_words(entity)} device add NAME data disk source=/srv/data path=/data",
-                "A directory of the host",
-            ),
-            (f"flexc {_words(entity)} device add NAME eth1 nic network=flexbr0 name=eth1", "A second network card"),
+            (f"{add} data disk source=/srv/data path=/data", "A directory of the host"),
+            (f"{add} eth1 nic network=flexbr0 name=eth1", "A second network card"),
         ],
     )
 

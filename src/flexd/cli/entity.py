@@ -44,6 +44,8 @@ class Entity:
     def document(self, value: dict[str, Any]) -> dict[str, Any]:
         """All fields, in order; those that the order doesn't know come last."""
         known = {key: value[key] for key in self.order if key in value}
+        if known.get("used_by"):
+            known["used_by"] = sorted(known["used_by"])
         return {**known, **{key: each for key, each in value.items() if key not in known}}
 
     def put(self, context: Context, client: Client, path: str, value: dict[str, Any], etag: str) -> None:

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`flexc network`."""
+
+from __future__ import annotations
+
+from flexd.cli import entity as verbs
+from flexd.cli.command import FORMAT, Command, Group, Option, Positional
+from flexd.cli.context import only_remote
+from flexd.cli.create import nic_of_network
+from flexd.cli.errors import CliError
+from flexd.cli.instance import INSTANCE
+from flexd.cli.keyvalue import parse_pairs
+from flexd.cli.show import size_si, yes_no
+from flexd.cli.table import natural_key, print_list
+from flexd.client.client import path_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator, Mapping
+    from typing import Any
+
+    from flexd.cli.context import Context
+    from flexd.client.client import Client
+
+
+def _locate(context: Context, args: argparse.Namespace) -> tuple[Client, str, str]:
+    client, name = context.resolve(args.network)
+    return client, path_of("networks", name), name
+
+
+NETWORK = verbs.Entity(
+    "network",
+    "[<remote>:]<network>",
+    [Positional("network", completes="network")],
+    _locate,
+    ("config", "description"),
+    ("config", "description", "name", "type", "used_by", "managed", "status", "locations"),
+    clustered=True,
+)
+
+
+def _list(context: Context, args: argparse.Namespace) -> None:
+    networks = only_remote(context, args.remote).get("/1.0/networks", {"recursion": "1"})
+    rows = sorted((_row(each) for each in networks if each["type"] not in ("loopback", "unknown")), key=natural_key)
+    header = ["name", "type", "managed", "ipv4", "ipv6", "description", "used by", "state"]
+    print_list(args.format, header, rows, networks)
+
+
+def _row(network: Mapping[str, Any]) -> list[str]:
+    config = network.get("config") or {}
+    return [
+        network["name"],
+        network["type"],
+        yes_no(network["managed"]).upper(),
+        config.get("ipv4.address", ""),
+        config.get("ipv6.address", ""),
+        network["description"],
+        str(len(network["used_by"] or ())),
+        network["status"].upper(),
+    ]
+
+
+def _create(context: Context, args: argparse.Namespace) -> None:
+    client, name = context.resolve(args.network)
+    body = {"name": name, "description": "", "type": args.type, "config": parse_pairs(args.setting)}
+    query = {"target": args.target} if args.target else None
+    context.perform(client, "POST", "/1.0/networks", body, query=query)
+    context.say(f"Network {name} created")
+
+
+def _info(context: Context, args: argparse.Namespace) -> None:
+    client, path, name = _locate(context, args)
+    print("\n".join(_info_lines(name, client.get(f"{path}/state"))))
+
+
+def _info_lines(name: str, state: Mapping[str, Any]) -> Iterator[str]:
+    yield f"Name: {name}"
+    yield f"MAC address: {state.get('hwaddr', '')}"
+    yield f"MTU: {state.get('mtu', 0)}"
+    yield f"State: {state.get('state', '')}"
+    yield f"Type: {state.get('type', '')}"
+    if state.get("addresses"):
+        yield "\nIP addresses:"
+        for each in state["addresses"]:
+            yield f"  {each['family']}\t{each['address']}/{each['netmask']} ({each['scope']})"
+    counters = state.get("counters") or {}
+    yield "\nNetwork usage:"
+    yield f"  Bytes received: {size_si(counters.get('bytes_received', 0))}"
+    yield f"  Bytes sent: {size_si(counters.get('bytes_sent', 0))}"
+    yield f"  Packets received: {counters.get('packets_received', 0)}"
+    yield f"  Packets sent: {counters.get('packets_sent', 0)}"
+    bridge = state.get("bridge")
+    if bridge:
+        yield "\nBridge:"
+        yield f"  ID: {bridge.get('id', '')}\n  STP: {str(bridge.get('stp', False)).lower()}"
+        yield f"  Forward delay: {bridge.get('forward_delay', 0)}"
+        yield f"  Default VLAN ID: {bridge.get('vlan_default', 0)}"
+        yield f"  VLAN filtering: {str(bridge.get('vlan_filtering', False)).lower()}"
+        yield f"  Upper devices: {', '.join(bridge.get('upper_devices') or ())}"
+
+
+def _list_leases(context: Context, args: argparse.Namespace) -> None:
+    client, path, _ = _locate(context, args)
+    leases = client.get(f"{path}/leases")
+    rows = [[each["hostname"], each["hwaddr"], each["address"], each["type"].upper()] for each in leases]
+    header = ["hostname", "mac address", "ip address", "type"]
+    print_list(args.format, header, sorted(rows, key=natural_key), leases)
+
+
+def _attach(context: Context, args: argparse.Namespace) -> None:
+    _attach_to(context, args, INSTANCE, args.instance)
+
+
+def _attach_profile(context: Context, args: argparse.Namespace) -> None:
+    from flexd.cli.commands.profile import PROFILE
+
+    _attach_to(context, args, PROFILE, args.profile)
+
+
+def _attach_to(context: Context, args: argparse.Namespace, owner: verbs.Entity, name: str) -> None:
+    client, network = context.resolve(args.network)
+    device = args.device or network
+    nic = nic_of_network(client, network, args.interface or (device if args.device else ""))
+    if not nic["name"]:
+        del nic["name"]
+
+    def change(value: dict[str, Any], _: str) -> None:
+        if device in value["devices"]:
+            raise CliError("The device already exists")
+        value["devices"][device] = nic
+
+    setattr(args, owner.noun, _on_remote_of(args.network, name))
+    owner.change(context, args, change)
+
+
+def _detach(context: Context, args: argparse.Namespace) -> None:
+    _detach_from(context, args, INSTANCE, args.instance)
+
+
+def _detach_profile(context: Context, args: argparse.Namespace) -> None:
+    from flexd.cli.commands.profile import PROFILE
+
+    _detach_from(context, args, PROFILE, args.profile)
+
+
+def _detach_from(context: Context, args: argparse.Namespace, owner: verbs.Entity, name: str) -> None:
+    _, network = context.resolve(args.network)
+
+    def change(value: dict[str, Any], _: str) -> None:
+        devices = value["devices"]
+        attached = [
+            device
+            for device, nic in devices.items()
+            if nic.get("type") == "nic" and network in (nic.get("network"), nic.get("parent"))
+        ]
+        if args.device and args.device not in attached:
+            raise CliError(f"The device \"{args.device}\" doesn't exist or isn't attached to network {network}")
+        if not attached:
+            raise CliError("No device found for this network")
+        if len(attached) > 1 and not args.device:
+            raise CliError(f"More than one device matches, specify the device name: {', '.join(attached)}")
+        del devices[args.device or attached[0]]
+
+    setattr(args, owner.noun, _on_remote_of(args.network, name))
+    owner.change(context, args, change)
+
+
+def _on_remote_of(network: str, name: str) -> str:
+    """The remote stands before the network only; the instance or profile is on the same server."""
+    remote, colon, _ = network.partition(":")
+    return f"{remote}{colon}{name}" if colon else name
+
+
+_INSTANCE = Positional("instance", completes="instance")
+_PROFILE = Positional("profile", completes="profile")
+_DEVICE = Positional("device", "?", completes="device")
+_INTERFACE = Positional("interface", "?")
+
+COMMAND = Group(
+    "network",
+    "Manage networks",
+    [
+        NETWORK.command(
+            "attach",
+            "Attach an instance to a network",
+            _attach,
+            "<instance> [<device name>] [<interface name>]",
+            [_INSTANCE, _DEVICE, _INTERFACE],
+            examples=[("flexc network attach flexbr0 first eth0", "Its card eth0")],
+        ),
+        NETWORK.command(
+            "attach-profile",
+            "Attach all instances of a profile to a network",
+            _attach_profile,
+            "<profile> [<device name>] [<interface name>]",
+            [_PROFILE, _DEVICE, _INTERFACE],
+        ),
+        NETWORK.command(
+            "create",
+            "Create a network",
+            _create,
+            "[key=value...]",
+            [Positional("setting", "*")],
+            [Option("-t", "--type", default="", help="Kind of network (default bridge)")],
+            examples=[
+                ("flexc network create flexbr1", "A bridge with addresses that are free here"),
+                ("flexc network create lab ipv4.address=10.7.0.1/24 ipv4.nat=false ipv6.address=none", "With your own"),
+            ],
+        ),
+        verbs.delete(NETWORK),
+        NETWORK.command("detach", "Detach an instance", _detach, "<instance> [<device name>]", [_INSTANCE, _DEVICE]),
+        NETWORK.command(
+            "detach-profile", "Detach a profile", _detach_profile, "<profile> [<device name>]", [_PROFILE, _DEVICE]
+        ),
+        verbs.edit(NETWORK),
+        verbs.get(NETWORK),
+        NETWORK.command("info", "Show addresses and traffic", _info),
+        Command(
+            "list",
+            "List networks",
+            _list,
+            "[<remote>:]",
+            [Positional("remote", "?", completes="remote")],
+            [FORMAT],
+            aliases=["ls"],
+        ),
+        NETWORK.command("list-leases", "List DHCP leases", _list_leases, options=[FORMAT]),
+        verbs.rename(NETWORK),
+        verbs.set_(NETWORK, [("flexc network set flexbr0 ipv4.dhcp.ranges=10.7.0.50-10.7.0.99", "For its leases")]),
+        verbs.show(NETWORK),
+        verbs.unset(NETWORK),
+    ],
+    examples=[
+        ("flexc network list", "Networks, and interfaces of the host"),
+        ("flexc network list-leases flexbr0", "Who has which address"),
+    ],
+)
