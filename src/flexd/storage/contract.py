@@ -6,6 +6,7 @@ A driver works below one directory of one pool and knows nothing of documents, p
 """
 
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from pathlib import Path
 from typing import Literal, Protocol
@@ -21,6 +22,8 @@ from flexd.host.contract import Host
 VolumeKind = Literal["container", "virtual-machine", "image", "custom"]
 Unpack = Callable[[Path], Awaitable[None]]
 """Fills an empty directory with an image's root file system, ids as the image has them."""
+View = Callable[[IdMap], AbstractAsyncContextManager[Path]]
+"""Shows a tree, read-only, with ids as host ids under the given map (empty: as the image has them)."""
 
 
 class PoolNotFound(NotFound):
@@ -28,6 +31,10 @@ class PoolNotFound(NotFound):
 
 
 class VolumeNotFound(NotFound):
+    pass
+
+
+class SnapshotNotFound(NotFound):
     pass
 
 
@@ -58,7 +65,8 @@ class PoolRecord(Struct):
 
 
 class VolumeRecord(Struct):
-    """The document `/storage-volumes/POOL/KIND/PROJECT/NAME` (snapshots: `NAME@SNAPSHOT`)."""
+    """The document `/storage-volumes/POOL/KIND/PROJECT/NAME`. A snapshot's name is `NAME@SNAPSHOT` here and
+    `NAME/SNAPSHOT` in the API; `expires_at` zero: never (only snapshots expire)."""
 
     name: str
     pool: str
@@ -68,6 +76,7 @@ class VolumeRecord(Struct):
     config: dict[str, str] = field(default_factory=dict)
     content_type: str = "filesystem"
     created_at: datetime = ZERO_TIME
+    expires_at: datetime = ZERO_TIME
 
 
 class VolumeRef(Struct, frozen=True):
@@ -142,7 +151,78 @@ class Driver(Protocol):
 
     async def unmount_volume(self, kind: VolumeKind, name: str) -> None: ...
     async def list_volumes(self) -> list[tuple[VolumeKind, str]]:
-        """What is on disk, for recovery."""
+        """What is on disk, for recovery; without snapshots."""
+        ...
+
+    # Snapshots hold a volume's content, not its size. They go, and are renamed, with their volume.
+
+    async def create_snapshot(self, kind: VolumeKind, name: str, snapshot: str, *, live: bool = False) -> None:
+        """Keep what the volume holds now. `live`: somebody may be writing (a running container, which the caller has
+        frozen or not); then the driver must not rearrange what is mounted. Not live: unmounts the volume."""
+        ...
+
+    async def delete_snapshot(self, kind: VolumeKind, name: str, snapshot: str) -> None:
+        """In any order; what other snapshots, copies or the volume itself lie on stays, out of sight."""
+        ...
+
+    async def rename_snapshot(self, kind: VolumeKind, name: str, snapshot: str, new_snapshot: str) -> None: ...
+
+    async def restore_snapshot(self, kind: VolumeKind, name: str, snapshot: str) -> None:
+        """Make the volume what the snapshot holds. Nobody uses the volume; it is unmounted. Its size stays."""
+        ...
+
+    async def list_snapshots(self, kind: VolumeKind, name: str) -> list[str]:
+        """Sorted by name; order and dates are in the documents."""
+        ...
+
+    async def mount_snapshot(self, kind: VolumeKind, name: str, snapshot: str, idmap: IdMap) -> Path:
+        """Read-only, ids as host ids under this map, whatever map the volume had. The root file system of an instance
+        volume, the directory of a custom one. Mounted already: the same path."""
+        ...
+
+    async def unmount_snapshot(self, kind: VolumeKind, name: str, snapshot: str) -> None: ...
+
+    async def snapshot_usage(self, kind: VolumeKind, name: str, snapshot: str) -> int:
+        """Bytes that belong to the snapshot rather than to an image; may walk it."""
+        ...
+
+    async def copy_snapshot(self, kind: VolumeKind, name: str, snapshot: str, new_name: str) -> None:
+        """Give another volume of this pool the same snapshot, under the same name."""
+        ...
+
+    async def copy_volume(
+        self,
+        kind: VolumeKind,
+        name: str,
+        new_name: str,
+        *,
+        snapshot: str | None = None,
+        size_bytes: int = 0,
+        live: bool = False,
+    ) -> None:
+        """A new volume of this pool with what a volume, or one of its snapshots, holds; without its snapshots."""
+        ...
+
+    async def create_from_tree(self, kind: VolumeKind, name: str, fill: Unpack, *, size_bytes: int) -> None:
+        """A new volume whose content the caller writes, with ids as an image has them: a copy from another pool, a
+        backup. Whole or not at all."""
+        ...
+
+    async def replace_content(
+        self, kind: VolumeKind, name: str, source_name: str, *, snapshot: str | None = None, live: bool = False
+    ) -> None:
+        """Make an unused volume what another one of this pool (or its snapshot) holds; `live` is about the source."""
+        ...
+
+    async def refresh_volume(self, kind: VolumeKind, name: str, source: View) -> None:
+        """Make an unused volume equal to a tree by writing only what differs. Repeated until it is, if cut short."""
+        ...
+
+    def view(
+        self, kind: VolumeKind, name: str, idmap: IdMap, *, snapshot: str | None = None, live: bool = False
+    ) -> AbstractAsyncContextManager[Path]:
+        """A volume or a snapshot as a read-only tree for the time of the block, ids as host ids under this map (empty:
+        as an image has them), for copies and backups. Of a volume, a view of one moment: a snapshot nobody sees."""
         ...
 
     async def settle(self) -> None:
