@@ -56,6 +56,7 @@ class ContainerSpec(Struct, frozen=True):
     init: tuple[str, ...] = ()  # empty: /sbin/init
     cgroup: tuple[tuple[str, str], ...] = ()  # ("memory.limit_in_bytes", "…"), written before init runs
     sysctls: dict[str, str] = field(default_factory=dict)
+    rlimits: dict[str, str] = field(default_factory=dict)  # "nofile" -> "1024:4096" or "unlimited"
     nesting: bool = False
     lxcfs: bool = True
     seccomp_profile: str = ""  # path; empty: none

@@ -76,11 +76,14 @@ class LxcRuntime:
         config = render(spec, paths, await self._host_facts())
         if await self.find(spec.name) is not None:
             raise StartFailed(f'Failed to start container "{spec.name}": it is running already')
-        await asyncio.to_thread(_write_state, paths, config)
+        if not await asyncio.to_thread(_write_state, paths, config):
+            await self._remove_groups(paths)
+        starting = asyncio.create_task(self._start(paths, spec))
         try:
-            return await self._start(paths, spec)
+            return await asyncio.shield(starting)
         except BaseException:
-            # Cancelled or failed: liblxc's monitor is a session of its own and may be there all the same.
+            # Whoever cancels must not find a container half started: let liblxc come to its end, then undo it.
+            await asyncio.wait({starting})
             await self._clean_up(paths)
             raise
 
@@ -107,11 +110,15 @@ class LxcRuntime:
         monitor = await self._host.processes.identify(await asyncio.to_thread(_read_pid, paths.monitor_pid))
         if monitor is not None:
             await self._host.processes.wait_exit(monitor)
+        await self._remove_groups(paths)
+
+    async def _remove_groups(self, paths: ContainerPaths) -> None:
+        """What a monitor that was killed could not remove; with it there, liblxc would refuse to start."""
         for group in (paths.payload_group, paths.monitor_group):
             try:
                 await self._host.cgroups.remove(group)
             except HostError as error:
-                # Not what the caller must hear about; liblxc reuses what stays.
+                # Not what the caller must hear about; if it matters, the next start says so.
                 await asyncio.to_thread(Logs(paths).note, f"Failed removing cgroup {group}: {error}")
 
     async def find(self, name: str) -> RunningContainer | None:
@@ -127,7 +134,10 @@ class LxcRuntime:
     async def wait_ended(self, container: RunningContainer) -> Ended:
         await self._host.processes.wait_exit(container.init)
         await self._host.processes.wait_exit(container.monitor)
-        target = await asyncio.to_thread(_read_target, self._paths(container.name))
+        paths = self._paths(container.name)
+        target = await asyncio.to_thread(_read_target, paths)
+        if not target:
+            await self._remove_groups(paths)
         return Ended("reboot" if target == "reboot" else "stop")
 
     async def shutdown(self, container: RunningContainer) -> None:
@@ -271,8 +281,10 @@ def _look_around() -> tuple[str, tuple[str, ...]]:
     return lxcfs, tuple(path for path in KERNEL_DIRECTORIES if os.path.isdir(path))
 
 
-def _write_state(paths: ContainerPaths, config: str) -> None:
-    """Before a start. The configuration holds the environment, so it is root's alone, like the logs."""
+def _write_state(paths: ContainerPaths, config: str) -> bool:
+    """Before a start; False if the run before did not end as it should. The configuration holds the environment, so it
+    is root's alone, like the logs."""
+    clean = paths.target.exists() or not paths.state.exists()
     paths.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     paths.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
     paths.target.unlink(missing_ok=True)
@@ -281,14 +293,15 @@ def _write_state(paths: ContainerPaths, config: str) -> None:
     descriptor = os.open(paths.config, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with open(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
         file.write(config)
+    return clean
 
 
 def _read_target(paths: ContainerPaths) -> str:
+    """What the stop hook wrote; "" if the monitor was killed before it could run it."""
     try:
         return paths.target.read_text()
     except FileNotFoundError:
-        # The monitor was killed before it could run its hook.
-        return "stop"
+        return ""
 
 
 def _read_pid(path: Path) -> int:

@@ -152,6 +152,8 @@ def _namespaces(spec: ContainerSpec) -> Iterator[Line]:
             yield "lxc.idmap", f"{kind} {entry.inside} {entry.outside} {entry.count}"
     for name, value in sorted(spec.sysctls.items()):
         yield f"lxc.sysctl.{name}", value
+    for name, value in sorted(spec.rlimits.items()):
+        yield f"lxc.prlimit.{name}", value
 
 
 def _security(spec: ContainerSpec, facts: HostFacts) -> Iterator[Line]:
@@ -182,8 +184,10 @@ def _file_systems(spec: ContainerSpec, facts: HostFacts) -> Iterator[Line]:
     yield "lxc.autodev", "1"
     for path in _DEVICES:
         yield _mount(MountSpec(path, path[1:], options=("bind", "create=file", "optional")))
+    # An unprivileged root may not write there anyway; a privileged one would be the host's.
+    binding = ("rbind", "optional") if spec.idmap else ("rbind", "ro", "optional")
     for path in facts.kernel_directories:
-        yield _mount(MountSpec(path, path[1:], options=("rbind", "optional")))
+        yield _mount(MountSpec(path, path[1:], options=binding))
     if spec.nesting:
         # A full, unmasked proc and sysfs somewhere is the kernel's condition for mounting others in nested containers.
         yield _mount(MountSpec("proc", "dev/.lxc/proc", "proc", ("create=dir", "optional")))
