@@ -30,6 +30,7 @@ from flexd.instances.files import Files
 from flexd.instances.instances import Instances
 from flexd.instances.keys import KEYS as INSTANCE_KEYS
 from flexd.instances.lifecycle import Lifecycle
+from flexd.instances.limiter import Limiter
 from flexd.instances.logs import Logs
 from flexd.instances.ports import PortList
 from flexd.instances.profiles import Profiles
@@ -122,12 +123,14 @@ class Daemon:
         registry, runtime, events, operations = self.registry, self.runtime, self.events, self.operations
         self.ports = PortList(registry, self.networks)
         self.profiles = Profiles(registry=registry, devices=self.devices, events=events)
+        limiter = Limiter(self._host)
         actions = Actions(
             registry=registry,
             devices=self.devices,
             pools=self.pools,
             images=self.images,
             runtime=runtime,
+            limiter=limiter,
             journal=self.journal,
             directory=self.directory / "devices",
         )
@@ -138,6 +141,7 @@ class Daemon:
             runtime=runtime,
             ports=self.ports,
             allocator=allocator,
+            limiter=limiter,
             journal=self.journal,
             operations=operations,
             locks=locks,
@@ -151,6 +155,7 @@ class Daemon:
             actions=actions,
             lifecycle=self.lifecycle,
             allocator=allocator,
+            limiter=limiter,
             journal=self.journal,
             operations=operations,
             locks=locks,

@@ -405,6 +405,14 @@ class Machine(Protocol):
         """`/proc/sys/kernel/random/boot_id`: differs after a reboot of the host."""
         ...
 
+    async def memory_bytes(self) -> int:
+        """The host's memory (`MemTotal` of proc_meminfo(5))."""
+        ...
+
+    async def online_cpus(self) -> str:
+        """The CPUs that run, as a list (`0-3,7`; `/sys/devices/system/cpu/online`)."""
+        ...
+
     async def raise_limits(self) -> dict[str, str]:
         """Raise the sysctls that many containers need (fs.inotify.*, kernel.keys.*, vm.max_map_count, neighbour
         tables) where they may be raised; returns what was changed, `name -> "old -> new"`. Never lowers."""

@@ -121,6 +121,14 @@ class LinuxMachine:
         path = self._root / "proc/sys/kernel/random/boot_id"
         return (await self._threads.run(path.read_text)).strip()
 
+    async def memory_bytes(self) -> int:
+        text = await self._threads.run((self._root / "proc/meminfo").read_text)
+        # The first line: `MemTotal:       24576000 kB`
+        return int(text.split()[1]) * 1024
+
+    async def online_cpus(self) -> str:
+        return (await self._threads.run((self._root / "sys/devices/system/cpu/online").read_text)).strip()
+
     async def raise_limits(self) -> dict[str, str]:
         return await self._threads.run(raise_sysctls, self._root / "proc/sys", _WANTED_SYSCTLS)
 

@@ -13,6 +13,7 @@ from flexd.devices.contract import DeviceContext
 from flexd.devices.devices import Devices
 from flexd.images.images import Images
 from flexd.instances.allocator import current_idmap
+from flexd.instances.limiter import Limiter
 from flexd.instances.record import Expanded, InstanceRecord, device_volatile
 from flexd.instances.registry import Registry
 from flexd.instances.spec import container_spec
@@ -36,6 +37,7 @@ class Actions:
         pools: Pools,
         images: Images,
         runtime: Runtime,
+        limiter: Limiter,
         journal: Journal,
         directory: Path,
     ) -> None:
@@ -44,6 +46,7 @@ class Actions:
         self._pools = pools
         self._images = images
         self._runtime = runtime
+        self._limiter = limiter
         self._directory = directory
         register = journal.register
         register("instances.record", self._record, self._unrecord)
@@ -160,7 +163,8 @@ class Actions:
             kind = self._devices.kind(entry)
             if kind is not None:
                 parts.append(await kind.run_config(self.context(record, expanded, device)))
-        spec = container_spec(record, expanded, rootfs, idmap, parts)
+        limits = await self._limiter.settings(expanded.config)
+        spec = container_spec(record, expanded, rootfs, idmap, parts, limits)
         await self._runtime.start(spec)
 
     async def _unlaunch(self, args: Args) -> None:

@@ -20,6 +20,7 @@ from flexd.instances.actions import Actions
 from flexd.instances.allocator import IdmapAllocator
 from flexd.instances.check import new_volatile, root_fault, root_size_bytes, settings_faults, without_stale_volatile
 from flexd.instances.lifecycle import Lifecycle
+from flexd.instances.limiter import Limiter
 from flexd.instances.names import check_instance_name, make_name
 from flexd.instances.plan import create_plan, delete_plan, rename_plan
 from flexd.instances.record import Config, Expanded, InstanceRecord
@@ -28,6 +29,7 @@ from flexd.operations.events import Events
 from flexd.operations.journal import Journal
 from flexd.operations.locks import Locks
 from flexd.operations.operations import Operation, Operations
+from flexd.operations.undo import Undo
 from flexd.storage.pools import Pools
 from flexd.store.contract import RevisionConflict
 
@@ -55,6 +57,7 @@ class Instances:
         actions: Actions,
         lifecycle: Lifecycle,
         allocator: IdmapAllocator,
+        limiter: Limiter,
         journal: Journal,
         operations: Operations,
         locks: Locks,
@@ -68,6 +71,7 @@ class Instances:
         self._actions = actions
         self._lifecycle = lifecycle
         self._allocator = allocator
+        self._limiter = limiter
         self._journal = journal
         self._operations = operations
         self._locks = locks
@@ -189,6 +193,7 @@ class Instances:
             if kind is not None:
                 faults += await kind.host_faults(self._actions.context(record, expanded, device))
         raise_faults(faults)
+        await self._limiter.settings(expanded.config)
         if root_size_bytes(expanded):
             reason = await self._pools.has_quota(record.pool)
             if reason is not None:
@@ -245,7 +250,14 @@ class Instances:
                 devices=put.devices,
             )
             await self._check_edit(record, changed, expanded)
-            await self._registry.instances.update((project, name), changed, found.revision)
+            async with Undo() as undo:
+                container = self._lifecycle.running(record)
+                if container is not None:
+                    before = self._registry.expand(record).config
+                    await self._limiter.apply(container, before, expanded.config)
+                    undo.push(self._limiter.apply, container, expanded.config, before)
+                await self._registry.instances.update((project, name), changed, found.revision)
+        await self._lifecycle.rebalance()
         await self._lifecycle.announce_ports(expanded)
         self._events.lifecycle("instance-updated", record.url, project)
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from flexd.api.errors import Fault
 from flexd.api.keys import Key, check_config
+from flexd.instances.limits import KEYS as LIMIT_KEYS
 
 
 def _seconds_fault(value: str) -> str | None:
@@ -28,6 +29,7 @@ KEYS = (
     Key("boot.stop.priority", kind="integer", default="0", description="Higher stops first"),
     Key("environment.*", check=_environment_fault, description="Environment of init and of exec"),
     Key("image.*", description="Properties of the image that it was made from"),
+    *LIMIT_KEYS,
     Key("raw.lxc", kind="blob", live=False, description="Lines added to liblxc's configuration"),
     Key("security.idmap.base", check=_idmap_fault, live=False, description="First host id of an isolated map"),
     Key("security.idmap.isolated", kind="bool", default="false", live=False, description="A map shared with nobody"),

@@ -18,6 +18,7 @@ from flexd.api.units import is_true
 from flexd.devices.devices import Devices
 from flexd.instances.allocator import IdmapAllocator
 from flexd.instances.check import new_volatile
+from flexd.instances.limiter import Limiter
 from flexd.instances.plan import cleanup_plan, delete_plan, start_plan
 from flexd.instances.ports import PortList
 from flexd.instances.record import Expanded, InstanceRecord
@@ -65,6 +66,7 @@ class Lifecycle:
         runtime: Runtime,
         ports: PortList,
         allocator: IdmapAllocator,
+        limiter: Limiter,
         journal: Journal,
         operations: Operations,
         locks: Locks,
@@ -75,6 +77,7 @@ class Lifecycle:
         self._runtime = runtime
         self._ports = ports
         self._allocator = allocator
+        self._limiter = limiter
         self._journal = journal
         self._operations = operations
         self._locks = locks
@@ -97,6 +100,15 @@ class Lifecycle:
     async def announce_ports(self, expanded: Expanded) -> None:
         """Tell the networks of an instance that its addresses or name may have changed."""
         await self._ports.announce(expanded)
+
+    async def rebalance(self) -> None:
+        """Spread what runs over the CPUs, where `limits.cpu` asks for it."""
+        running = {}
+        for record in self._registry.all_instances():
+            container = self.running(record)
+            if container is not None:
+                running[record.storage_name] = (container, self._setting(record, "limits.cpu"))
+        await self._limiter.rebalance(running)
 
     # --- requests ---
 
@@ -197,6 +209,7 @@ class Lifecycle:
                 await self._journal.run(cleanup_plan(record, devices))
                 raise FlexdError(f'Failed starting instance "{name}": its init ended at once; see its console log')
         self._watch(record, container)
+        await self.rebalance()
         self._events.lifecycle("instance-started", record.url, project)
 
     async def _prepare_start(self, project: str, name: str) -> InstanceRecord:
@@ -283,6 +296,7 @@ class Lifecycle:
             await self._journal.run(delete_plan(record))
             self._events.lifecycle("instance-deleted", record.url, record.project)
         self._live.pop(record.storage_name, None)
+        await self.rebalance()
         if again and not live.asked:
             await self._in_background(record, "restart")
 

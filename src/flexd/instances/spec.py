@@ -7,6 +7,7 @@ from pathlib import Path
 from flexd.api.idmap import IdMap
 from flexd.api.units import is_true
 from flexd.devices.contract import RunConfig
+from flexd.instances.limits import Setting, rlimits
 from flexd.instances.record import Config, Expanded, InstanceRecord
 from flexd.runtime.contract import ContainerSpec
 
@@ -23,6 +24,7 @@ def container_spec(
     rootfs: Path,
     idmap: IdMap,
     parts: Iterable[RunConfig],
+    limits: Iterable[Setting] = (),
 ) -> ContainerSpec:
     """Everything that the start of an instance needs to know."""
     parts = list(parts)
@@ -35,6 +37,8 @@ def container_spec(
         nics=tuple(nic for part in parts for nic in part.nics),
         mounts=tuple(mount for part in parts for mount in part.mounts),
         environment=environment(expanded.config),
+        cgroup=tuple((setting.file, setting.value) for setting in limits),
+        rlimits=rlimits(expanded.config),
         nesting=is_true(expanded.config.get("security.nesting")),
         raw=expanded.config.get("raw.lxc", ""),
     )

@@ -33,6 +33,8 @@ class FakeMachine:
         self.range = SubordinateRange(base=1000000, count=1000000000)
         self.sysctls: dict[str, str] = {}
         self.load = (0.0, 0.0, 0.0)
+        self.memory = 8 << 30
+        self.cpus = "0-3"
         self._boot_id = str(uuid.uuid4())
         self._recorder = recorder
 
@@ -50,6 +52,14 @@ class FakeMachine:
     async def boot_id(self) -> str:
         self._recorder.note_reading("machine.boot_id")
         return self._boot_id
+
+    async def memory_bytes(self) -> int:
+        self._recorder.note_reading("machine.memory_bytes")
+        return self.memory
+
+    async def online_cpus(self) -> str:
+        self._recorder.note_reading("machine.online_cpus")
+        return self.cpus
 
     async def raise_limits(self) -> dict[str, str]:
         self._recorder.note("machine.raise_limits")
