@@ -31,11 +31,11 @@ def export_image(context: Context, client: Client, fingerprint: str, target: str
         chunks = _counted(response.chunks(), progress)
         if content_type.startswith("multipart/form-data"):
             boundary = content_type.partition("boundary=")[2].strip('"')
-            for name, part in split_parts(chunks, boundary):
-                save(part, _destination(target, name, ".root" if name.endswith(".root") else ""))
+            for index, (name, part) in enumerate(split_parts(chunks, boundary)):
+                save(part, destination(target, name, ".root" if index else ""))
         else:
             name = _filename(response.headers.get("content-disposition", "")) or fingerprint
-            save(chunks, _destination(target, name, name[len(fingerprint) :] if name.startswith(fingerprint) else ""))
+            save(chunks, destination(target, name))
 
 
 def _counted(chunks: Iterator[bytes], progress: TransferProgress) -> Iterator[bytes]:
@@ -46,14 +46,15 @@ def _counted(chunks: Iterator[bytes], progress: TransferProgress) -> Iterator[by
         yield chunk
 
 
-def _destination(target: str, name: str, suffix: str) -> str:
-    """A server's file name is only ever a name in the chosen directory; a chosen name gets the suffix."""
-    safe = os.path.basename(name)
+def destination(target: str, name: str, suffix: str = "") -> str:
+    """Where to save: under the server's file name in a directory, or under a chosen name with that one's ending."""
+    safe = os.path.basename(name)  # whatever the server says, it is only ever a name in the chosen directory
     if target == "-":
         return target
     if not target or os.path.isdir(target):
         return os.path.join(target or ".", safe)
-    return f"{target}{suffix}"
+    ending = safe[safe.find(".") :] if "." in safe else ""
+    return target + suffix + ("" if target.endswith(ending) else ending.removeprefix(suffix))
 
 
 def _filename(disposition: str) -> str:

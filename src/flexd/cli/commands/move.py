@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`flexc move`: to another name, pool or project of a server."""
+
+from __future__ import annotations
+
+from flexd.cli.command import TARGET, Command, Positional
+from flexd.cli.commands.rename import rename_instance
+from flexd.cli.copying import COMMON_OPTIONS, changed_devices, check_same_server
+from flexd.cli.errors import UsageError
+from flexd.cli.instance import INSTANCE
+from flexd.cli.keyvalue import apply_changes, parse_pairs
+from flexd.client.client import path_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from typing import Any
+
+    from flexd.cli.context import Context
+
+
+def _run(context: Context, args: argparse.Namespace) -> None:
+    client, source = context.resolve(args.source)
+    if "/" in source:
+        rename_instance(context, client, source, context.split(args.target_name)[1])
+        return
+    new_name = check_same_server(context, args.source, args.target_name) or source
+    changes = bool(args.config or args.device or args.profile or args.no_profiles)
+    moves = bool(args.storage or args.target or args.target_project)
+    if new_name == source and not moves and not changes:
+        raise UsageError("Nothing to do: give another name, or --storage, --target, --target-project")
+    if moves:
+        query = {"target": args.target} if args.target else None
+        body: dict[str, Any] = {"name": new_name, "migration": True, "live": not args.stateless}
+        body |= {"instance_only": args.instance_only, "allow_inconsistent": args.allow_inconsistent}
+        body |= {"pool": args.storage, "project": args.target_project}
+        path = path_of("instances", source)
+        context.perform(client, "POST", path, body, query=query, label=f"Moving {source}")
+    elif new_name != source:
+        rename_instance(context, client, source, new_name)
+    if changes:
+        _change(context, args, new_name)
+
+
+def _change(context: Context, args: argparse.Namespace, name: str) -> None:
+    args.instance = f"{context.split(args.source)[0]}:{name}"
+    args.storage = ""
+
+    def change(value: dict[str, Any], _: str) -> None:
+        apply_changes(value["config"], parse_pairs(args.config))
+        value["devices"] = changed_devices(value, args)
+        if args.no_profiles or args.profile:
+            value["profiles"] = [] if args.no_profiles else args.profile
+
+    INSTANCE.change(context, args, change)
+
+
+COMMAND = Command(
+    "move",
+    "Move an instance to another name, pool or project",
+    _run,
+    "[<remote>:]<instance>[/<snapshot>] [<remote>:][<instance>[/<snapshot>]]",
+    [Positional("source", completes="instance"), Positional("target_name", "?")],
+    [*COMMON_OPTIONS, TARGET],
+    details="Within one server. To another one: flexc export, then flexc import.",
+    examples=[("flexc move web www", "The same as flexc rename"), ("flexc move web --storage fast", "To another pool")],
+    aliases=["mv"],
+)

@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`flexc remote`: the servers that this person knows."""
+
+from __future__ import annotations
+
+import json
+import os
+
+from flexd.cli.ask import ask_secret, confirm
+from flexd.cli.command import FORMAT, Command, Group, Option, Positional
+from flexd.cli.errors import CliError, UsageError
+from flexd.cli.show import yes_no
+from flexd.cli.table import natural_key, print_list
+from flexd.client.client import Client
+from flexd.client.errors import ClientError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from typing import Any
+
+    from flexd.cli.context import Context
+
+
+def _list(context: Context, args: argparse.Namespace) -> None:
+    config = context.config
+    rows = []
+    for name, settings in config.remotes.items():
+        shown = f"{name} (current)" if name == config.default_remote else name
+        address = str(settings.get("addr", ""))
+        images = settings.get("protocol") == "simplestreams"
+        auth = "none" if images else "file access" if address.startswith("unix:") else "tls"
+        protocol = "simplestreams" if images else "lxd"
+        public = yes_no(settings.get("public", images)).upper()
+        rows.append([shown, address, protocol, auth, public, yes_no(name == "local").upper()])
+    header = ["name", "url", "protocol", "auth type", "public", "static"]
+    print_list(args.format, header, sorted(rows, key=natural_key), config.remotes)
+
+
+def _get_default(context: Context, args: argparse.Namespace) -> None:  # noqa: ARG001
+    print(context.config.default_remote)
+
+
+def _switch(context: Context, args: argparse.Namespace) -> None:
+    context.config.remote(args.remote)
+    context.config.default_remote = args.remote
+    context.config.save()
+
+
+def _remove(context: Context, args: argparse.Namespace) -> None:
+    config = context.config
+    config.remote(args.remote)
+    if args.remote == "local":
+        raise CliError("The remote local is built in and can't be removed")
+    if args.remote == config.default_remote:
+        raise CliError("Can't remove the default remote; switch to another one first: flexc remote switch local")
+    from flexd.cli.remotes import certificate_path
+
+    del config.remotes[args.remote]
+    config.save()
+    if os.path.exists(certificate_path(args.remote)):
+        os.unlink(certificate_path(args.remote))
+
+
+def _rename(context: Context, args: argparse.Namespace) -> None:
+    config = context.config
+    config.remote(args.remote)
+    if args.remote == "local" or args.new_name in config.remotes:
+        raise CliError(f"Can't rename {args.remote} to {args.new_name}: one is built in or exists already")
+    from flexd.cli.remotes import certificate_path
+
+    if os.path.exists(certificate_path(args.remote)):
+        os.rename(certificate_path(args.remote), certificate_path(args.new_name))
+    config.remotes[args.new_name] = config.remotes.pop(args.remote)
+    if config.default_remote == args.remote:
+        config.default_remote = args.new_name
+    config.save()
+
+
+def _set_url(context: Context, args: argparse.Namespace) -> None:
+    config = context.config
+    config.remote(args.remote)
+    if args.remote == "local":
+        raise CliError("The remote local is built in; its socket is chosen by FLEXD_DIR")
+    config.remotes[args.remote]["addr"] = args.url
+    config.save()
+
+
+def _add(context: Context, args: argparse.Namespace) -> None:
+    name, target = (args.remote, args.address) if args.address else ("", args.remote)
+    token = _decode_token(target)
+    if token is not None:
+        _add_by_token(context, args, name or token["client_name"], token)
+        return
+    name = name or target.removeprefix("https://").partition(":")[0].partition("/")[0]
+    _check_new(context, name)
+    if args.protocol == "simplestreams":
+        context.config.remotes[name] = {"addr": target, "protocol": "simplestreams", "public": True}
+        context.config.save()
+        return
+    if target.startswith("unix:"):
+        context.config.remotes[name] = {"addr": target, "project": args.project}
+        context.config.save()
+        return
+    settings = _settings(target, args)
+    _accept_certificate(name, settings["addr"], args.accept_certificate)
+    _finish(context, name, settings, {"password": args.password}, ask=not args.password)
+
+
+def _settings(address: str, args: argparse.Namespace) -> dict[str, Any]:
+    from flexd.cli.remotes import split_address
+
+    host, port = split_address(address)
+    url = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
+    settings: dict[str, Any] = {"addr": url, "protocol": "lxd", "public": args.public}
+    return {**settings, **({"project": args.project} if args.project else {})}
+
+
+def _check_new(context: Context, name: str) -> None:
+    if name in context.config.remotes:
+        raise CliError(f"Remote {name} exists as <{context.config.remotes[name].get('addr')}>")
+    if not name or "/" in name or ":" in name:
+        raise UsageError(f'Invalid name of a remote: "{name}"')
+
+
+def _decode_token(text: str) -> dict[str, Any] | None:
+    """A token is base64 of JSON; an address never is."""
+    from binascii import Error, a2b_base64
+
+    try:
+        token = json.loads(a2b_base64(text.encode()))
+    except (Error, ValueError):
+        return None
+    return token if isinstance(token, dict) and "secret" in token else None
+
+
+def _add_by_token(context: Context, args: argparse.Namespace, name: str, token: dict[str, Any]) -> None:
+    _check_new(context, name)
+    failures = []
+    for address in token["addresses"]:
+        settings = _settings(address, args)
+        try:
+            if _fetch(settings["addr"])[1] != token["fingerprint"]:
+                failures.append(f"{address}: its certificate is not the one that the token names")
+                continue
+        except ClientError as error:
+            failures.append(str(error))
+            continue
+        _accept_certificate(name, settings["addr"], accepted=True)
+        _finish(context, name, settings, {"password": token["secret"], "trust_token": token["secret"]}, ask=False)
+        return
+    raise CliError("None of the token's addresses can be used:\n" + "\n".join(failures))
+
+
+def _fetch(address: str) -> tuple[str, str]:
+    """The certificate that a server shows, and its fingerprint."""
+    import hashlib
+    import ssl
+
+    from flexd.cli.remotes import split_address
+    from flexd.client.endpoint import fetch_certificate
+
+    pem = fetch_certificate(*split_address(address))
+    return pem, hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest()
+
+
+def _accept_certificate(name: str, address: str, accepted: bool) -> None:
+    """Ask the person about the server's certificate and keep it."""
+    from flexd.cli.remotes import certificate_path
+
+    pem, fingerprint = _fetch(address)
+    if not accepted and not confirm(f"Certificate fingerprint: {fingerprint}\nok (y/n)? "):
+        raise CliError("Server certificate NACKed by user")
+    os.makedirs(os.path.dirname(certificate_path(name)), mode=0o700, exist_ok=True)
+    with open(certificate_path(name), "w", encoding="ascii") as file:
+        file.write(pem)
+
+
+def _finish(context: Context, name: str, settings: dict[str, Any], secrets: dict[str, str], ask: bool) -> None:
+    """Be trusted by the server, and write the remote down only then."""
+    from flexd.cli.remotes import certificate_path, https_endpoint
+
+    try:
+        client = Client(https_endpoint(name, settings["addr"], settings))
+        if client.get("/1.0")["auth"] != "trusted" and not settings["public"]:
+            if ask:
+                secrets = {"password": ask_secret(f"Admin password (or token) for {name}: ")}
+            body = {"type": "client", "name": "", "certificate": "", **secrets}
+            client.request("POST", "/1.0/certificates", {key: value for key, value in body.items() if value})
+            if client.get("/1.0")["auth"] != "trusted":
+                raise CliError("Server doesn't trust us after authentication")
+    except (CliError, ClientError):
+        os.unlink(certificate_path(name))
+        raise
+    context.config.remotes[name] = settings
+    context.config.save()
+    context.say(f"Client certificate now trusted by server: {name}")
+
+
+_REMOTE = Positional("remote", completes="remote")
+
+COMMAND = Group(
+    "remote",
+    "Manage the list of servers",
+    [
+        Command(
+            "add",
+            "Add a server",
+            _add,
+            "[<remote>] <IP|FQDN|URL|token>",
+            [Positional("remote"), Positional("address", "?")],
+            [
+                Option("--accept-certificate", action="store_true", help="Don't ask about the server's certificate"),
+                Option("--password", default="", help="Admin password of the server"),
+                Option(
+                    "--protocol",
+                    default="lxd",
+                    choices=("lxd", "simplestreams"),
+                    help="lxd (default), or simplestreams: a server of images",
+                ),
+                Option("--public", action="store_true", help="It serves public images; don't ask to be trusted"),
+            ],
+            examples=[
+                ("flexc remote add big 192.0.2.7", "Asks for a password or token"),
+                ("flexc remote add big <token>", "With what `flexc config trust add` printed there"),
+            ],
+        ),
+        Command("get-default", "Show the default server", _get_default),
+        Command("list", "List servers", _list, "", (), [FORMAT], aliases=["ls"]),
+        Command("remove", "Remove a server", _remove, "<remote>", [_REMOTE], aliases=["rm"]),
+        Command(
+            "rename",
+            "Rename a server",
+            _rename,
+            "<remote> <new-name>",
+            [_REMOTE, Positional("new_name")],
+            aliases=["mv"],
+        ),
+        Command("set-url", "Change the address of a server", _set_url, "<remote> <URL>", [_REMOTE, Positional("url")]),
+        Command("switch", "Choose the default server", _switch, "<remote>", [_REMOTE], aliases=["set-default"]),
+    ],
+    details="local is the daemon on this machine. Names of things on another server begin with its name: big:web.",
+)
