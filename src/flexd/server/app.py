@@ -8,7 +8,7 @@ import pkgutil
 import secrets
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from aiohttp import hdrs, web
 
@@ -41,13 +41,16 @@ def endpoints() -> list[Endpoint]:
     return [endpoint for module in modules for endpoint in getattr(module, "ENDPOINTS", ())]
 
 
-def build_app(services: Services, *, known: Iterable[Endpoint] | None = None) -> web.Application:
+_ENDPOINTS = endpoints()
+
+
+def build_app(services: Services) -> web.Application:
     peers = Peers()
     app = web.Application(middlewares=[_middleware], client_max_size=_MAX_BODY_BYTES)
     app[_OPEN_SOCKETS] = OpenSockets()
     app.on_response_prepare.append(_remember_started)
     app.on_shutdown.append(_close_sockets)
-    for endpoint in sorted(known or endpoints(), key=_variable_last):
+    for endpoint in sorted(_ENDPOINTS, key=_variable_last):
         for path in endpoint.paths():
             _add(app.router, path, endpoint, services, peers)
     return app

@@ -52,10 +52,6 @@ class ServerConfig:
             raise Conflict("Failed updating the server's configuration: it was changed meanwhile") from error
         self._events.lifecycle("config-updated", "/1.0", "")
 
-    async def patch(self, config: Mapping[str, Any]) -> None:
-        """Set some values, keep the others."""
-        await self.update({**self.show(), **config})
-
     def _faults(self, config: Mapping[str, Any]) -> list[Fault]:
         wrong = [
             Fault(f"config.{name}", f"expected a string, got {value!r}")

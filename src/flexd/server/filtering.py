@@ -20,7 +20,7 @@ _OPERATORS = ("eq", "ne")
 _JOINTS = ("and", "or")
 # Python's expressions backtrack: three repeats over a short text are harmless, a repeated group is not.
 _MAX_REPEATS = 3
-_MAX_TEXT = 1024
+_MAX_TEXT = 256
 _REPEAT = re.compile(r"(?<!\\)[*+{]")
 _REPEATED_GROUP = re.compile(r"\)\s*[*+{]")
 

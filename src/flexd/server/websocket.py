@@ -2,6 +2,7 @@
 """Websockets as `flexd.operations.contract.Channel`: str is a text message, bytes a binary one."""
 
 import asyncio
+import contextlib
 import weakref
 
 from aiohttp import WSCloseCode, WSMsgType, web
@@ -10,6 +11,9 @@ from flexd.api.errors import BadRequest
 
 # Frames of 32-128 KiB cost the least CPU (measured; see docs/decisions).
 _MAX_FRAME_BYTES = 128 * 1024
+# Messages taken from the connection before anybody wants them, so that its end is seen.
+_READ_AHEAD = 4
+_DATA = (WSMsgType.TEXT, WSMsgType.BINARY)
 _ENDS = (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR)
 
 
@@ -28,13 +32,13 @@ class OpenSockets:
 
 
 class WebSocketChannel:
-    """A websocket, usable by another task as soon as `open` has answered the upgrade."""
+    """A websocket. The handler opens it and stays in `pump`; another task may meanwhile receive and send."""
 
     def __init__(self, request: web.Request, sockets: OpenSockets, *, heartbeat_s: float | None = None) -> None:
         self._request = request
         self._sockets = sockets
         self._opened = asyncio.Event()
-        self._closed = asyncio.Event()
+        self._incoming: asyncio.Queue[bytes | str | None] = asyncio.Queue(_READ_AHEAD)
         self.response = web.WebSocketResponse(heartbeat=heartbeat_s, compress=False)
         if not self.response.can_prepare(request):
             raise BadRequest("Bad Request: a websocket upgrade is expected (Upgrade: websocket)")
@@ -44,16 +48,23 @@ class WebSocketChannel:
         self._sockets.add(self.response)
         self._opened.set()
 
+    async def pump(self, *, discard: bool = False) -> None:
+        """Read until the peer closes or vanishes, also while nobody receives."""
+        try:
+            while (message := await self.response.receive()).type not in _ENDS:
+                if message.type in _DATA and not discard:
+                    await self._incoming.put(message.data)
+            await self._incoming.put(None)
+        except asyncio.CancelledError:
+            with contextlib.suppress(asyncio.QueueFull):
+                self._incoming.put_nowait(None)
+            raise
+
     async def receive(self) -> bytes | str | None:
-        await self._opened.wait()
-        while True:
-            message = await self.response.receive()
-            if message.type is WSMsgType.TEXT or message.type is WSMsgType.BINARY:
-                data: bytes | str = message.data
-                return data
-            if message.type in _ENDS:
-                self._closed.set()
-                return None
+        message = await self._incoming.get()
+        if message is None:
+            self._incoming.put_nowait(None)  # every later call ends too
+        return message
 
     async def send(self, message: bytes | str) -> None:
         """ConnectionError if the peer is gone."""
@@ -67,11 +78,7 @@ class WebSocketChannel:
     async def close(self) -> None:
         await self._opened.wait()
         await self.response.close()
-        self._closed.set()
 
     @property
     def aborted(self) -> bool:
         return self.response.close_code in (None, WSCloseCode.ABNORMAL_CLOSURE)
-
-    async def wait_closed(self) -> None:
-        await self._closed.wait()

@@ -36,7 +36,8 @@ async def follow_events(call: Call) -> web.StreamResponse:
 
 
 async def _until_either_ends(stream: Subscription, channel: WebSocketChannel) -> None:
-    tasks = [asyncio.create_task(_forward(stream, channel)), asyncio.create_task(_drain(channel))]
+    """Clients say nothing here; reading answers pings and sees them leave."""
+    tasks = [asyncio.create_task(_forward(stream, channel)), asyncio.create_task(channel.pump(discard=True))]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -48,12 +49,6 @@ async def _until_either_ends(stream: Subscription, channel: WebSocketChannel) ->
 async def _forward(stream: Subscription, channel: WebSocketChannel) -> None:
     async for event in stream:
         await channel.send(_render(event))
-
-
-async def _drain(channel: WebSocketChannel) -> None:
-    """Clients say nothing here; reading answers pings and sees them leave."""
-    while await channel.receive() is not None:
-        pass
 
 
 def _render(event: Event) -> str:

@@ -55,7 +55,7 @@ async def connect_websocket(call: Call) -> web.StreamResponse:
     channel = WebSocketChannel(call.request, call.sockets)
     operation.connect(secret, channel)
     await channel.open()
-    waits = [asyncio.create_task(channel.wait_closed()), asyncio.create_task(operation.wait())]
+    waits = [asyncio.create_task(channel.pump()), asyncio.create_task(operation.wait())]
     try:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     finally:

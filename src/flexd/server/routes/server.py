@@ -55,9 +55,10 @@ async def replace_config(call: Call) -> web.Response:
 
 
 async def patch_config(call: Call) -> web.Response:
-    call.check_etag(_editable(call))
-    put = await call.body(ServerPut)
-    await call.services.config.patch(put.config)
+    current = _editable(call)
+    call.check_etag(current)
+    put = await call.patched(current)
+    await call.services.config.update(put.config)
     return responses.empty()
 
 
