@@ -138,8 +138,20 @@ class Archives:
         return (await run_chain(self._host.processes, [command], stdin=None, tick=tick)).programs
 
     async def _empty(self, directory: Path) -> None:
-        for entry in await asyncio.to_thread(os.listdir, directory):
-            await self._host.files.remove_tree(directory / entry)
+        for subdirectory in await asyncio.to_thread(_unlink_files, directory):
+            await self._host.files.remove_tree(subdirectory)
+
+
+def _unlink_files(directory: Path) -> list[Path]:
+    """Remove what is no directory, links above all; returns the directories."""
+    directories = []
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                directories.append(Path(entry.path))
+            else:
+                os.unlink(entry.path)
+    return directories
 
 
 def _head(file: Path) -> tuple[bytes, int]:

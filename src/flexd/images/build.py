@@ -51,7 +51,7 @@ _STAGES = (
     ("I: cleaning package lists", 85, "Cleaning up"),
 )
 _PERCENT = re.compile(r"([0-9]{1,3})%")
-_ERROR = re.compile(r"(?:E|dpkg|W|Err[:0-9]*|FATAL ERROR)[: ]")
+_WELL = re.compile(r"(?:I|W|Get:[0-9]+|Hit:[0-9]+)[: ]|done|Selecting |Preparing |Unpacking |Setting up |Processing ")
 _MIRROR_TIMEOUT = aiohttp.ClientTimeout(total=60)
 
 
@@ -135,7 +135,8 @@ class Build:
         await incoming.adopt()
         incoming.filename = f"{recipe.os.lower()}-{recipe.release.version}-{serial(epoch)}.tar.xz"
         base = recipe.os.lower()
-        return Fetched(aliases=[f"{base}/{recipe.release.version}", f"{base}/{recipe.release.codename}"])
+        names = [f"{base}/{recipe.release.version}", f"{base}/{recipe.release.codename}"]
+        return Fetched("build_progress", aliases=names)
 
     async def _archive_date(self) -> datetime:
         """When the archive was last changed: names the build, and makes builds of the same packages the same."""
@@ -206,10 +207,10 @@ def keep_log(directory: Path, name: str, messages: str) -> Path:
 
 
 def last_words(messages: str) -> str:
-    """What went wrong, from all that the programs said: their errors, else their last lines."""
+    """What went wrong, from all that the programs said: the last lines that are not about what goes well."""
     lines = [line.strip() for line in re.split(r"[\r\n]+", messages) if line.strip()]
-    errors = [line for line in lines if _ERROR.match(line)]
-    return "; ".join((errors or lines)[-4:]) or "no message"
+    complaints = [line for line in lines if not _WELL.match(line)]
+    return "; ".join((complaints or lines)[-4:]) or "no message"
 
 
 def _report(progress: Progress, percent: int, what: str) -> None:

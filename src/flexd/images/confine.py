@@ -8,14 +8,16 @@ directory, and holds no capability beyond file ownership. All of them end with u
 from collections.abc import Sequence
 from pathlib import Path
 
+# Redirections in a POSIX shell know descriptors up to 9 only, so the leash gets the number 3.
+_TAKE_LEASH = 'exec 3<"/proc/self/fd/$FLEXD_LEASH"'
 # Runs a command as pid 1 of its namespace until it ends, or the leash does: pid 1's end kills all that is left.
 # Descriptor 4, since a shell gives /dev/null to what it starts in the background.
 _LEASHED = r"""
 trap "exit 137" TERM
 exec 4<&0 </dev/null
-(cat <&"$FLEXD_LEASH"; kill -TERM 1) >/dev/null 2>&1 4<&- &
+(cat <&3; kill -TERM 1) >/dev/null 2>&1 4<&- &
 status=0
-"$@" <&4 4<&- & wait $! || status=$?
+"$@" <&4 4<&- 3<&- & wait $! || status=$?
 """
 
 # In a private mount namespace: a tmpfs as root, the system's programs read-only, the target at /image/rootfs. The few
@@ -24,6 +26,7 @@ status=0
 # An overlay whiteout (character device 0/0) is the one device that anybody may make: it is removed again.
 _CONFINE = rf"""
 set -eu
+{_TAKE_LEASH}
 stage=$1; target=$2; file=$3; shift 3
 mount -t tmpfs -o size=64m,mode=755 flexd "$stage"
 mkdir -p "$stage/image/rootfs" "$stage/dev" "$stage/tmp"
@@ -62,7 +65,7 @@ def confined(argv: Sequence[str], *, stage: Path, target: Path | None = None, fi
 
 def leashed(argv: Sequence[str]) -> list[str]:
     """A program with all of root's rights, in namespaces that take its mounts and processes away when it ends."""
-    return [*_NAMESPACES, "--mount-proc", "sh", "-c", f"{_LEASHED}\nexit $status", "sh", *argv]
+    return [*_NAMESPACES, "--mount-proc", "sh", "-c", f"{_TAKE_LEASH}\n{_LEASHED}\nexit $status", "sh", *argv]
 
 
 def powerless(argv: Sequence[str]) -> list[str]:

@@ -163,7 +163,7 @@ class Images:
         )
 
         async def run(operation: Operation) -> Mapping[str, Any]:
-            return await self._admit(project, post, Fetched(), incoming, operation.progress)
+            return await self._admit(project, post, Fetched("import_progress"), incoming, operation.progress)
 
         return self._operations.start("task", "Importing image", project, {}, run, may_cancel=True)
 
@@ -190,7 +190,7 @@ class Images:
     ) -> Mapping[str, Any]:
         """Check what came in, and keep it under its fingerprint; whatever goes wrong, it is gone."""
         try:
-            progress({"create_image_from_upload_progress": "Checking image"})
+            progress({fetched.progress_key: "Checking image"})
             known = await self._check(incoming)
             await self._depot.write_known(incoming, known)
             fingerprint = incoming.fingerprint

@@ -74,7 +74,7 @@ class UrlFetch:
         except (aiohttp.ClientError, TimeoutError) as error:
             raise DownloadFailed(self._url, error or "timed out") from error
         check_fingerprint(fingerprint, incoming.fingerprint)
-        return Fetched()
+        return Fetched("download_progress")
 
     async def _locate(self, session: aiohttp.ClientSession) -> tuple[str, str]:
         """(where the image is, its fingerprint or ""). A page that names no image is the image itself."""
@@ -149,7 +149,7 @@ class ServerFetch:
         check_fingerprint(image["fingerprint"], incoming.fingerprint)
         incoming.filename = image.get("filename") or incoming.filename
         used = ImageSource(source.alias, source.certificate, source.image_type, source.protocol or "lxd", source.server)
-        return Fetched(update_source=used if source.alias else None)
+        return Fetched("download_progress", update_source=used if source.alias else None)
 
     async def _image(self, session: aiohttp.ClientSession) -> dict[str, Any]:
         fingerprint = self._source.fingerprint

@@ -14,8 +14,10 @@ from flexd.operations.contract import Progress
 
 
 class Fetched(Struct):
-    """What is known of an image besides its files. `aliases` are taken over from older images."""
+    """What is known of an image besides its files. `aliases` are taken over from older images. `progress_key`: the
+    metadata key under which its progress was told, and still is while it is checked."""
 
+    progress_key: str
     aliases: list[str] = field(default_factory=list)
     update_source: ImageSource | None = None
 

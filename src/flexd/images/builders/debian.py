@@ -17,6 +17,7 @@ PACKAGES = (
     "dbus",
     "udev",
     "libpam-systemd",
+    "passwd",
     "libnss-myhostname",  # sudo wants to resolve the host's name, and containers are renamed
     "iproute2",
     "iputils-ping",

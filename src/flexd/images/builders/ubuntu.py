@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ubuntu, from its own archive; Debian packages the keys as ubuntu-archive-keyring."""
+"""Ubuntu, from its own archive; Debian 13 packages the keys as ubuntu-archive-keyring."""
 
 from collections.abc import Mapping
 
@@ -30,7 +30,7 @@ class UbuntuBuilder:
             variant=variant,
             sources=tuple(AptSource(mirror, suite, ("main", "universe")) for suite in suites),
             keyring="/usr/share/keyrings/ubuntu-archive-keyring.gpg",
-            keyring_package="ubuntu-archive-keyring",
+            keyring_package="ubuntu-archive-keyring, or ubuntu-keyring on Ubuntu",
             packages=PACKAGES,
         )
 
