@@ -54,3 +54,24 @@ class IdMap(Struct, frozen=True):
         """The text for `/proc/PID/uid_map` (users) or `gid_map`."""
         wanted = [e for e in self.entries if (e.is_uid if users else e.is_gid)]
         return "".join(f"{e.inside} {e.outside} {e.count}\n" for e in wanted)
+
+    def translation(self, new: "IdMap") -> "IdMap":
+        """The map from host ids under this map to host ids under `new`, as an idmapped mount takes it; empty if they
+        are the same."""
+        if self == new:
+            return IdMap()
+        if not self:
+            return new
+        if not new:
+            return IdMap(tuple(IdMapEntry(e.kind, e.outside, e.inside, e.count) for e in self.entries))
+        pairs = ((old, other) for old in self.entries for other in new.entries)
+        return IdMap(tuple(entry for old, other in pairs if (entry := _overlap(old, other)) is not None))
+
+
+def _overlap(old: IdMapEntry, new: IdMapEntry) -> IdMapEntry | None:
+    """What both entries map, from the one's host ids to the other's."""
+    kind = new.kind if old.kind == "b" else old.kind
+    start, end = max(old.inside, new.inside), min(old.inside + old.count, new.inside + new.count)
+    if start >= end or new.kind not in ("b", kind):
+        return None
+    return IdMapEntry(kind, old.outside + start - old.inside, new.outside + start - new.inside, end - start)

@@ -129,6 +129,13 @@ class MountInfo(Struct, frozen=True):
     root: str = "/"
 
 
+class Layer(Struct, frozen=True):
+    """A read-only layer of an overlay, its ids shifted by an idmapped mount that only the overlay holds."""
+
+    path: Path
+    idmap: IdMap | None = None
+
+
 class Mounts(Protocol):
     async def mount(self, source: str, target: Path, fstype: str, options: str = "") -> None:
         """Mount a file system; `options` as mount(8) writes them (`ro,nosuid,size=1m`)."""
@@ -148,6 +155,13 @@ class Mounts(Protocol):
     ) -> None:
         """Overlay `upper` on `lower`; with `lower_idmap` the lower layer is an idmapped mount that only the overlay
         holds. `upper` keeps ids as they are on disk. No other mount stays behind."""
+        ...
+
+    async def overlay_layers(
+        self, target: Path, layers: Sequence[Layer], *, upper: Path | None = None, work: Path | None = None
+    ) -> None:
+        """As `overlay` with any number of read-only layers, topmost first; without `upper` (and `work`) read-only,
+        for which the kernel wants two layers or more."""
         ...
 
     async def unmount(self, target: Path, *, detach: bool = False) -> None:
@@ -178,6 +192,10 @@ class Files(Protocol):
 
     async def copy_tree(self, source: Path, target: Path) -> None:
         """Copy with owners, modes, times, links, xattrs, ACLs, holes and device nodes; reflinks where there are any."""
+        ...
+
+    async def refresh_tree(self, source: Path, target: Path) -> None:
+        """Make a tree equal to another one, writing only what differs (by size and time); needs rsync."""
         ...
 
     async def shift_tree(self, path: Path, *, old: IdMap, new: IdMap) -> None:

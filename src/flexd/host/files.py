@@ -32,6 +32,11 @@ class LinuxFiles:
         await self._threads.run(_prepare_copy, source, target)
         await self._processes.run(["cp", "-aT", "--reflink=auto", "--one-file-system", "--", str(source), str(target)])
 
+    async def refresh_tree(self, source: Path, target: Path) -> None:
+        # -W: both are local, so a file that differs is written whole instead of being read on both sides.
+        options = ["-aHAXSWx", "--numeric-ids", "--delete"]
+        await self._processes.run(["rsync", *options, "--", f"{source}/", f"{target}/"])
+
     async def shift_tree(self, path: Path, *, old: IdMap, new: IdMap) -> None:
         if old == new:
             return

@@ -7,13 +7,13 @@ import shutil
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from flexd.api.idmap import IdMap
 from flexd.host import mountinfo, syscalls
-from flexd.host.contract import HostError, MountInfo, Processes
+from flexd.host.contract import HostError, Layer, MountInfo, Processes
 from flexd.host.threads import Threads
 
 _MOUNTINFO = Path("/proc/self/mountinfo")
@@ -97,7 +97,13 @@ class LinuxMounts:
     async def overlay(
         self, target: Path, *, lower: Path, upper: Path, work: Path, lower_idmap: IdMap | None = None
     ) -> None:
-        await self._threads.run(self._overlay, target, lower, upper, work, lower_idmap)
+        await self.overlay_layers(target, [Layer(lower, lower_idmap)], upper=upper, work=work)
+
+    async def overlay_layers(
+        self, target: Path, layers: Sequence[Layer], *, upper: Path | None = None, work: Path | None = None
+    ) -> None:
+        places = {key: path for key, path in (("upperdir", upper), ("workdir", work)) if path is not None}
+        await self._threads.run(self._overlay, target, layers, places)
 
     async def unmount(self, target: Path, *, detach: bool = False) -> None:
         await self._threads.run(_unmount, target, detach)
@@ -136,27 +142,32 @@ class LinuxMounts:
 
     # --- overlay -------------------------------------------------------------------------------------------------
 
-    def _overlay(self, target: Path, lower: Path, upper: Path, work: Path, idmap: IdMap | None) -> None:
+    def _overlay(self, target: Path, layers: Sequence[Layer], places: dict[str, Path]) -> None:
+        """`places`: upperdir and workdir, or nothing for a read-only overlay."""
         if self.layers_as_fds is not False:
             try:
-                self._overlay_by_fds(target, lower, upper, work, idmap)
+                self._overlay_by_fds(target, layers, places)
             except HostError as error:
                 if self.layers_as_fds or error.errno not in _NO_LAYER_FDS:
                     raise
             else:
                 self.layers_as_fds = True
                 return
-        self._overlay_by_paths(target, lower, upper, work, idmap)
+        self._overlay_by_paths(target, layers, places)
         self.layers_as_fds = False
 
-    def _overlay_by_fds(self, target: Path, lower: Path, upper: Path, work: Path, idmap: IdMap | None) -> None:
-        """Linux 6.15: layers of any name, and the lower mount need not be attached anywhere."""
-        what = f"overlay {upper} on {lower} at {target}"
+    def _overlay_by_fds(self, target: Path, layers: Sequence[Layer], places: dict[str, Path]) -> None:
+        """Linux 6.15: layers of any name, and the lower mounts need not be attached anywhere."""
+        what = _describe(target, layers, places)
         with ExitStack() as stack:
-            lower_fd = stack.enter_context(self._clone(lower, idmap, recursive=False, readonly=True))
+            clones = [
+                stack.enter_context(self._clone(layer.path, layer.idmap, recursive=False, readonly=True))
+                for layer in layers
+            ]
             context = stack.enter_context(_closing(syscalls.fsopen("overlay")))
-            syscalls.fsconfig_fd(context, what, "lowerdir+", lower_fd)
-            for key, path in (("upperdir", upper), ("workdir", work)):
+            for clone in clones:
+                syscalls.fsconfig_fd(context, what, "lowerdir+", clone)
+            for key, path in places.items():
                 fd = stack.enter_context(_opened(path))
                 syscalls.fsconfig_fd(context, what, key, fd)
             for key, value in {"source": "flexd", **_OVERLAY_OPTIONS}.items():
@@ -164,18 +175,23 @@ class LinuxMounts:
             overlay = stack.enter_context(_closing(syscalls.fsmount(context, what)))
             syscalls.move_mount(overlay, target)
 
-    def _overlay_by_paths(self, target: Path, lower: Path, upper: Path, work: Path, idmap: IdMap | None) -> None:
-        """Before: overlayfs looks layers up by path, and the lower mount must be in our mount namespace meanwhile."""
+    def _overlay_by_paths(self, target: Path, layers: Sequence[Layer], places: dict[str, Path]) -> None:
+        """Before: overlayfs looks layers up by path, and the lower mounts must be in our mount namespace meanwhile."""
         with ExitStack() as stack:
-            if idmap:
-                lower = stack.enter_context(self._attached(lower, idmap))
-            layers = {"lowerdir": lower, "upperdir": upper, "workdir": work}
-            options = {key: stack.enter_context(_plain_name(path)) for key, path in layers.items()} | _OVERLAY_OPTIONS
-            data = ",".join(f"{key}={value}" for key, value in options.items())
+            # Several are attached even without a map: their short names fit into the one page that options have.
+            lowers = [
+                stack.enter_context(self._attached(layer.path, layer.idmap))
+                if layer.idmap or len(layers) > 1
+                else layer.path
+                for layer in layers
+            ]
+            names = {key: stack.enter_context(_plain_name(path)) for key, path in places.items()}
+            names["lowerdir"] = ":".join(stack.enter_context(_plain_name(path)) for path in lowers)
+            data = ",".join(f"{key}={value}" for key, value in (names | _OVERLAY_OPTIONS).items())
             syscalls.mount("flexd", target, "overlay", 0, data)
 
     @contextmanager
-    def _attached(self, source: Path, idmap: IdMap) -> Iterator[Path]:
+    def _attached(self, source: Path, idmap: IdMap | None) -> Iterator[Path]:
         if not self._swept:
             _sweep_attached()
             self._swept = True
@@ -189,6 +205,11 @@ class LinuxMounts:
                 syscalls.unmount(place, syscalls.MNT_DETACH)
         finally:
             place.rmdir()
+
+
+def _describe(target: Path, layers: Sequence[Layer], places: dict[str, Path]) -> str:
+    lower = ", ".join(str(layer.path) for layer in layers)
+    return f"overlay {places['upperdir']} on {lower} at {target}" if places else f"overlay {lower} at {target}"
 
 
 def mounts_below(path: Path) -> list[MountInfo]:

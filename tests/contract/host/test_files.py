@@ -2,6 +2,7 @@
 """Trees of files: what a copy keeps, what a removal spares, whose a shifted tree is."""
 
 import os
+import shutil
 import socket
 import stat
 import struct
@@ -133,6 +134,27 @@ async def test_a_copy_as_root(kernel: LinuxHost, place: Path) -> None:
     assert _acl_ids(target / "dir", "access") == _acl_ids(target / "dir", "default") == [33, 44]
     assert [os.lstat(target / name).st_rdev for name in ("null", "whiteout")] == [os.makedev(1, 3), 0]
     assert stat.S_ISSOCK(os.lstat(target / "socket").st_mode)
+
+
+async def test_a_refreshed_tree_as_root(kernel: LinuxHost, place: Path) -> None:
+    """Only what differs is written; what is not there any more goes."""
+    if shutil.which("rsync") is None:
+        pytest.skip("rsync is not installed")
+    _interesting_tree(place / "source")
+    await kernel.files.copy_tree(place / "source", place / "target")
+    target = place / "target"
+    kept = (target / "program").stat().st_ino
+    (target / "surplus").mkdir()
+    (target / "soft").unlink()
+    (place / "source/new").write_text("new")
+    await kernel.files.refresh_tree(place / "source", target)
+    assert (target / "program").stat().st_ino == kept
+    assert not (target / "surplus").exists()
+    assert (target / "new").read_text() == "new"
+    assert os.readlink(target / "soft") == "program"
+    assert os.getxattr(target / "program", "security.capability") == _CAPABILITY
+    assert os.getxattr(target / "dir", "trusted.overlay.opaque") == b"y"
+    assert _acl_ids(target / "dir", "access") == [33, 44]
 
 
 async def test_shifting_there_and_back(kernel: LinuxHost, place: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from flexd.api.idmap import IdMap
-from flexd.host.contract import Host, HostError
+from flexd.host.contract import Host, HostError, Layer
 from flexd.host.linux import LinuxHost
 
 _MAP = IdMap.single(1000000, 65536)
@@ -114,6 +114,29 @@ async def test_an_overlay_without_a_layer(host: Host, place: Path) -> None:
     assert await host.mounts.below(place) == []
 
 
+async def test_an_overlay_of_many_layers(host: Host, place: Path) -> None:
+    lower, middle, work, target = _layers(place)
+    await host.mounts.overlay(target, lower=lower, upper=middle, work=work)
+    (target / "file").write_text("from the middle")
+    (target / "dir/other").unlink()
+    await host.mounts.unmount(target)
+    top, work = place / "top", place / "work"
+    for path in (top, work):
+        path.mkdir()
+    layers = [Layer(middle), Layer(lower)]
+    await host.mounts.overlay_layers(target, layers, upper=top, work=work)
+    assert (target / "file").read_text() == "from the middle"
+    assert list((target / "dir").iterdir()) == []
+    (target / "dir/new").write_text("new")
+    await host.mounts.unmount(target)
+    assert [path.name for path in (top / "dir").iterdir()] == ["new"]
+    await host.mounts.overlay_layers(target, [Layer(top), *layers])
+    assert (target / "dir/new").read_text() == "new"
+    assert (target / "file").read_text() == "from the middle"
+    assert "ro" in (await host.mounts.below(place))[0].options.split(",")
+    await host.mounts.unmount(target)
+
+
 # --- what only a kernel can show ---------------------------------------------------------------------------------
 
 
@@ -148,6 +171,39 @@ async def test_ids_of_the_lower_layer_are_shifted(overlay_way: LinuxHost, place:
     await host.mounts.unmount(target)
     assert not [mount for mount in await host.mounts.below(Path("/run")) if "flexd-lower" in str(mount.target)]
     assert not list(Path("/run").glob("flexd-lower-*"))
+
+
+async def test_layers_with_ids_of_their_own(overlay_way: LinuxHost, place: Path) -> None:
+    """A frozen upper layer holds ids shifted by one map and is shown under another; renamed directories are found."""
+    host, other = overlay_way, IdMap.single(3000000, 65536)
+    lower, middle, work, target = _layers(place)
+    await host.mounts.overlay(target, lower=lower, upper=middle, work=work, lower_idmap=_MAP)
+    (target / "dir").rename(target / "renamed")
+    (target / "mine").touch()
+    os.chown(target / "mine", 1000005, 1000006)
+    await host.mounts.unmount(target)
+    for idmap in (other, IdMap(), _MAP):
+        layers = [Layer(middle, _MAP.translation(idmap)), Layer(lower, idmap)]
+        await host.mounts.overlay_layers(target, layers)
+        found = (target / "mine").stat()
+        assert (found.st_uid, found.st_gid) == (idmap.host_uid(5), idmap.host_gid(6))
+        assert (target / "renamed/other").stat().st_uid == idmap.host_uid(0)
+        assert not (target / "dir").exists()
+        await host.mounts.unmount(target)
+    assert not list(Path("/run").glob("flexd-lower-*"))
+
+
+async def test_as_many_layers_as_a_chain_of_snapshots(overlay_way: LinuxHost, place: Path) -> None:
+    lower, _, _, target = _layers(place)
+    layers = [Layer(lower, _MAP)]
+    for number in range(32):
+        path = place / f"a rather long name of a layer of a chain of layers {number}"
+        path.mkdir()
+        (path / f"file{number}").touch()
+        layers.insert(0, Layer(path, None if number % 2 else _MAP))
+    await overlay_way.mounts.overlay_layers(target, layers)
+    assert len(list(target.iterdir())) == 34
+    await overlay_way.mounts.unmount(target)
 
 
 async def test_ids_of_a_bind_are_shifted_both_ways(kernel: LinuxHost, place: Path) -> None:

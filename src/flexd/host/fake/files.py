@@ -3,6 +3,7 @@
 
 import asyncio
 import errno
+import shutil
 from pathlib import Path
 
 from msgspec import Struct
@@ -28,6 +29,7 @@ class FakeFiles:
         self.type = "ext4"
         self._recorder = recorder
         self._mounts = mounts
+        self._threads = threads
         self._real = LinuxFiles(threads, processes)
 
     async def remove_tree(self, path: Path) -> None:
@@ -41,6 +43,10 @@ class FakeFiles:
         self._recorder.note("files.copy_tree", source, target)
         # A mount is a link here, and what it leads to is meant.
         await self._real.copy_tree(source.resolve() if self._mounts.at_or_below(source) else source, target)
+
+    async def refresh_tree(self, source: Path, target: Path) -> None:
+        self._recorder.note("files.refresh_tree", source, target)
+        await self._threads.run(_replace_content, source.resolve(), target.resolve())
 
     async def shift_tree(self, path: Path, *, old: IdMap, new: IdMap) -> None:
         self._recorder.note("files.shift_tree", path)
@@ -57,6 +63,15 @@ class FakeFiles:
     async def filesystem_type(self, path: Path) -> str:
         self._recorder.note_reading("files.filesystem_type", path)
         return self.type
+
+
+def _replace_content(source: Path, target: Path) -> None:
+    for entry in list(target.iterdir()):
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+    shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True)
 
 
 class FakeQuotas:

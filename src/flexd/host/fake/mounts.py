@@ -11,13 +11,13 @@ import filecmp
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from msgspec import Struct
 
 from flexd.api.idmap import IdMap
-from flexd.host.contract import HostError, MountInfo
+from flexd.host.contract import HostError, Layer, MountInfo
 from flexd.host.fake.recorder import Recorder
 from flexd.host.threads import Threads
 
@@ -27,7 +27,7 @@ _WHITEOUT = ".wh."
 class FakeMount(Struct):
     info: MountInfo
     idmap: IdMap | None = None
-    lower: Path | None = None
+    lower: Path | None = None  # what lies below the upper layer, all of it
     upper: Path | None = None
     merged: Path | None = None
     aside: Path | None = None  # what lies below the mount
@@ -61,7 +61,13 @@ class FakeMounts:
         self, target: Path, *, lower: Path, upper: Path, work: Path, lower_idmap: IdMap | None = None
     ) -> None:
         self._recorder.note("mounts.overlay", target)
-        await self._threads.run(self._overlay, target, lower, upper, work, lower_idmap)
+        await self._threads.run(self._overlay, target, [Layer(lower, lower_idmap)], upper, work)
+
+    async def overlay_layers(
+        self, target: Path, layers: Sequence[Layer], *, upper: Path | None = None, work: Path | None = None
+    ) -> None:
+        self._recorder.note("mounts.overlay_layers", target)
+        await self._threads.run(self._overlay, target, layers, upper, work)
 
     async def unmount(self, target: Path, *, detach: bool = False) -> None:
         self._recorder.note("mounts.unmount", target)
@@ -112,15 +118,21 @@ class FakeMounts:
         info = MountInfo(self._absolute(target), str(source), "none", options, root=str(source))
         self._attach(FakeMount(info, idmap=idmap or None), source.resolve())
 
-    def _overlay(self, target: Path, lower: Path, upper: Path, work: Path, idmap: IdMap | None) -> None:
-        for layer in (lower, upper, work):
-            if not layer.is_dir():
-                raise _absent(f"overlay {upper} on {lower} at {target}: {layer}")
-        merged = self._new_place()
-        _merge(lower, upper, merged)
-        options = f"rw,lowerdir={lower},upperdir={upper},workdir={work}"
+    def _overlay(self, target: Path, layers: Sequence[Layer], upper: Path | None, work: Path | None) -> None:
+        for place in (*(layer.path for layer in layers), upper, work):
+            if place is not None and not place.is_dir():
+                raise _absent(f"overlay {upper} at {target}: {place}")
+        lower, merged = self._new_place(), self._new_place()
+        for layer in reversed(layers):
+            _apply(layer.path, lower)
+        _apply(lower, merged)
+        if upper is not None:
+            _apply(upper, merged)
+        options = f"{'rw' if upper else 'ro'},lowerdir={layers[0].path},upperdir={upper},workdir={work}"
         info = MountInfo(self._absolute(target), "flexd", "overlay", options)
-        mount = FakeMount(info, idmap=idmap or None, lower=lower.resolve(), upper=upper.resolve(), merged=merged)
+        # The bottom layer is the image, whose map tells most.
+        mount = FakeMount(info, idmap=layers[-1].idmap or None, lower=lower, merged=merged)
+        mount.upper = None if upper is None else upper.resolve()
         self._attach(mount, merged)
 
     def _attach(self, mount: FakeMount, content: Path) -> None:
@@ -143,9 +155,12 @@ class FakeMounts:
                 mount.info.target.symlink_to(os.readlink(mount.aside))
             else:
                 shutil.move(mount.aside, mount.info.target)
-        if mount.merged is not None and mount.lower is not None and mount.upper is not None and mount.upper.exists():
+        if mount.merged is None or mount.lower is None:
+            return
+        if mount.upper is not None and mount.upper.exists():
             _write_back(mount.lower, mount.upper, mount.merged)
-            shutil.rmtree(mount.merged)
+        shutil.rmtree(mount.merged)
+        shutil.rmtree(mount.lower)
 
 
 def _absent(what: str) -> HostError:
@@ -159,8 +174,8 @@ def _walk(top: Path) -> Iterator[Path]:
             yield Path(directory, name).relative_to(top)
 
 
-def _merge(lower: Path, upper: Path, merged: Path) -> None:
-    shutil.copytree(lower, merged, symlinks=True, dirs_exist_ok=True)
+def _apply(upper: Path, merged: Path) -> None:
+    """Put a layer over what is there."""
     for path in list(_walk(upper)):
         if path.name.startswith(_WHITEOUT):
             _remove(merged / path.parent / path.name.removeprefix(_WHITEOUT))
