@@ -22,6 +22,7 @@ from flexd.operations.journal import Journal
 from flexd.runtime.contract import RunningContainer, Runtime
 from flexd.storage.contract import VolumeRef
 from flexd.storage.pools import Pools
+from flexd.store.contract import Delete, Put
 
 Args = dict[str, Any]
 
@@ -100,7 +101,9 @@ class Actions:
         await self._unvolume(args)
 
     async def _delete_record(self, args: Args, _progress: Progress) -> None:
-        await self._registry.instances.delete((args["project"], args["name"]))
+        snapshots, path = self._registry.snapshots, (args["project"], args["name"])
+        ops = [snapshots.delete_op(document.path) for document in snapshots.list(*path)]
+        await self._registry.instances.txn([*ops, self._registry.instances.delete_op(path)])
 
     async def _forget_runtime(self, args: Args, _progress: Progress) -> None:
         await self._runtime.remove(args["runtime_name"])
@@ -192,8 +195,18 @@ class Actions:
         old = instances.get(project, args["name"])
         if old is None:
             return  # done before a crash
+        new_path = (project, args["new_name"])
         record = msgspec.structs.replace(old.value, name=args["new_name"])
         await instances.txn(
-            [instances.delete_op(old.path), instances.put((project, args["new_name"]), record)],
-            [instances.unchanged(old.path, old.revision), instances.unchanged((project, args["new_name"]), 0)],
+            [instances.delete_op(old.path), instances.put(new_path, record), *self._move_snapshots(old.path, new_path)],
+            [instances.unchanged(old.path, old.revision), instances.unchanged(new_path, 0)],
         )
+
+    def _move_snapshots(self, old: tuple[str, ...], new: tuple[str, str]) -> list[Put | Delete]:
+        """The operations that give an instance's snapshots its new name."""
+        snapshots, ops = self._registry.snapshots, list[Put | Delete]()
+        for document in snapshots.list(*old):
+            instance = msgspec.structs.replace(document.value.instance, name=new[1])
+            moved = msgspec.structs.replace(document.value, instance=instance)
+            ops += [snapshots.delete_op(document.path), snapshots.put((*new, moved.name), moved)]
+        return ops

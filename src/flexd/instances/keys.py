@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from flexd.api.errors import Fault
 from flexd.api.keys import Key, check_config
 from flexd.instances.limits import KEYS as LIMIT_KEYS
+from flexd.instances.schedule import expiry_fault, pattern_fault, schedule_fault
 
 
 def _seconds_fault(value: str) -> str | None:
@@ -37,6 +38,10 @@ KEYS = (
     Key("security.nesting", kind="bool", default="false", live=False, description="Containers inside the container"),
     Key("security.privileged", kind="bool", default="false", live=False, description="Run without an id map"),
     Key("security.protection.delete", kind="bool", default="false", description="Refuse deletion"),
+    Key("snapshots.expiry", check=expiry_fault, description="How long snapshots live (`1d 2H`)"),
+    Key("snapshots.pattern", default="snap%d", check=pattern_fault, description="Names of snapshots"),
+    Key("snapshots.schedule", check=schedule_fault, description="Cron expression, or @hourly, @daily, @startup …"),
+    Key("snapshots.schedule.stopped", kind="bool", default="false", description="Also while it does not run"),
     Key("user.*", description="Free for users"),
 )
 

@@ -5,8 +5,10 @@ One watcher task per running container sees it end, for whatever reason, and is 
 """
 
 import asyncio
+import contextlib
 import itertools
 import logging
+from collections.abc import AsyncIterator
 from typing import Literal
 
 import msgspec
@@ -264,6 +266,32 @@ class Lifecycle:
             await self._runtime.unfreeze(live.container)
         live.frozen = frozen
         self._events.lifecycle("instance-paused" if frozen else "instance-resumed", record.url, record.project)
+
+    @contextlib.asynccontextmanager
+    async def quiet(self, record: InstanceRecord) -> AsyncIterator[None]:
+        """Nothing in the container moves meanwhile (frozen), so that its files are of one moment. The lock is held."""
+        live = self._live.get(record.storage_name)
+        if live is None or live.frozen:
+            yield
+            return
+        await self._runtime.freeze(live.container)
+        try:
+            yield
+        finally:
+            await self._runtime.unfreeze(live.container)
+
+    @contextlib.asynccontextmanager
+    async def stopped(self, record: InstanceRecord) -> AsyncIterator[None]:
+        """The container does not run meanwhile; one that ran is stopped by force and runs again after. The lock is
+        held; an ephemeral one survives."""
+        was_running = self.running(record) is not None
+        if was_running:
+            await self._stop(record, InstanceStatePut(action="stop", force=True), restart=True)
+        try:
+            yield
+        finally:
+            if was_running:
+                await self._start(record.project, record.name)
 
     # --- the end of a container ---
 

@@ -21,6 +21,12 @@ def check_instance_name(name: str) -> None:
         )
 
 
+def check_snapshot_name(name: str) -> None:
+    """A snapshot's name becomes a path and follows a slash in the API."""
+    if not name or len(name) > 64 or "/" in name or name in (".", "..") or not name.isprintable() or " " in name:
+        raise BadRequest(f'Invalid snapshot name "{name}": 1 to 64 printable characters without slash and space')
+
+
 def check_profile_name(name: str) -> None:
     if not name or len(name) > 64 or "/" in name or name in (".", "..") or not name.isprintable():
         raise BadRequest(f'Invalid profile name "{name}": 1 to 64 printable characters without a slash')

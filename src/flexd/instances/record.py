@@ -20,6 +20,11 @@ class InstanceNotFound(NotFound):
         super().__init__("Instance not found")
 
 
+class SnapshotNotFound(NotFound):
+    def __init__(self) -> None:
+        super().__init__("Instance snapshot not found")
+
+
 class ProfileNotFound(NotFound):
     def __init__(self, name: str) -> None:
         super().__init__(f'Profile "{name}" not found')
@@ -53,6 +58,21 @@ class InstanceRecord(Struct):
     @property
     def url(self) -> str:
         return instance_url(self.project, self.name)
+
+
+class SnapshotRecord(Struct):
+    """The document `/instance-snapshots/PROJECT/INSTANCE/NAME`: what the instance was when it was taken."""
+
+    name: str
+    instance: InstanceRecord
+    created_at: datetime = ZERO_TIME
+    expires_at: datetime = ZERO_TIME
+    stateful: bool = False
+
+    @property
+    def url(self) -> str:
+        base, _, query = self.instance.url.partition("?")
+        return f"{base}/snapshots/{self.name}" + (f"?{query}" if query else "")
 
 
 class ProfileRecord(Struct):

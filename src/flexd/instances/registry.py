@@ -4,6 +4,7 @@
 from collections.abc import Iterable, Sequence
 
 from flexd.api.instance import Instance
+from flexd.api.instance_snapshot import InstanceSnapshot
 from flexd.api.profile import Profile
 from flexd.instances.record import (
     DeviceEntries,
@@ -12,6 +13,8 @@ from flexd.instances.record import (
     InstanceRecord,
     ProfileNotFound,
     ProfileRecord,
+    SnapshotNotFound,
+    SnapshotRecord,
     expand,
 )
 from flexd.store.documents import Document, Documents, Mirror
@@ -25,6 +28,7 @@ class Registry:
     def __init__(self, mirror: Mirror) -> None:
         self.instances = Documents(mirror, "instances", InstanceRecord)
         self.profiles = Documents(mirror, "profiles", ProfileRecord)
+        self.snapshots = Documents(mirror, "instance-snapshots", SnapshotRecord)
 
     def find(self, project: str, name: str) -> Document[InstanceRecord]:
         document = self.instances.get(project, name)
@@ -34,6 +38,17 @@ class Registry:
 
     def instance(self, project: str, name: str) -> InstanceRecord:
         return self.find(project, name).value
+
+    def find_snapshot(self, project: str, name: str, snapshot: str) -> Document[SnapshotRecord]:
+        document = self.snapshots.get(project, name, snapshot)
+        if document is None:
+            raise SnapshotNotFound
+        return document
+
+    def snapshots_of(self, record: InstanceRecord) -> list[SnapshotRecord]:
+        """Oldest first."""
+        found = [document.value for document in self.snapshots.list(record.project, record.name)]
+        return sorted(found, key=lambda snapshot: (snapshot.created_at, snapshot.name))
 
     def all_instances(self, project: str | None = None) -> list[InstanceRecord]:
         documents = self.instances.list() if project is None else self.instances.list(project)
@@ -54,6 +69,11 @@ class Registry:
         """`ProfileNotFound` if a profile of the list is not there."""
         found = [self.find_profile(project, name).value for name in profiles]
         return expand(found, config, devices)
+
+    def expand_past(self, record: InstanceRecord) -> Expanded:
+        """As `expand`, for what a snapshot kept: profiles that are gone meanwhile are left out."""
+        known = [name for name in record.profiles if self.profiles.get(record.project, name) is not None]
+        return self.expand_with(record.project, known, record.config, record.devices)
 
     def users_of_profile(self, project: str, name: str) -> list[InstanceRecord]:
         return [record for record in self.all_instances(project) if name in record.profiles]
@@ -102,6 +122,26 @@ def show_instance(record: InstanceRecord, expanded: Expanded, status: str) -> In
         location="none",
         status=status,
         status_code=STATUS_CODES[status],
+    )
+
+
+def show_snapshot(record: SnapshotRecord, expanded: Expanded) -> InstanceSnapshot:
+    """The snapshot as the API shows it; `expanded` with today's profiles, as LXD does."""
+    instance = record.instance
+    return InstanceSnapshot(
+        name=record.name,
+        architecture=instance.architecture,
+        config=instance.config,
+        devices=instance.devices,
+        ephemeral=instance.ephemeral,
+        expanded_config=expanded.config,
+        expanded_devices=expanded.devices,
+        profiles=instance.profiles,
+        created_at=record.created_at,
+        expires_at=record.expires_at,
+        last_used_at=ZERO_TIME,
+        stateful=record.stateful,
+        size=-1,
     )
 
 

@@ -19,7 +19,7 @@ from flexd.api.instance_state import (
 from flexd.host.contract import CgroupStats, Host, Link
 from flexd.instances.lifecycle import Lifecycle
 from flexd.instances.record import InstanceRecord
-from flexd.instances.registry import STATUS_CODES, Registry, show_instance
+from flexd.instances.registry import STATUS_CODES, Registry, show_instance, show_snapshot
 from flexd.runtime.contract import RunningContainer
 from flexd.storage.pools import Pools
 
@@ -47,7 +47,12 @@ class States:
         shown = []
         for record, state in zip(records, states, strict=True):
             instance = show_instance(record, self._registry.expand(record), state.status)
-            shown.append(_with_state(instance, state))
+            full = _with_state(instance, state)
+            full.snapshots = [
+                show_snapshot(snapshot, self._registry.expand_past(snapshot.instance))
+                for snapshot in self._registry.snapshots_of(record)
+            ]
+            shown.append(full)
         return shown
 
     async def _states(self, records: Sequence[InstanceRecord]) -> list[InstanceState]:
