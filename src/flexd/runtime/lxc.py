@@ -127,7 +127,8 @@ class LxcRuntime:
             return None
         monitor = await self._host.processes.identify(pids[0])
         init = await self._host.processes.identify(pids[1]) if pids[1] else None
-        if monitor is None or init is None:
+        if monitor is None or init is None or init.pid not in await self._host.processes.children(monitor.pid):
+            # Ending, or what answered is no monitor: nobody may send signals on its word alone.
             return None
         return RunningContainer(name, init, monitor, self._paths(name).payload_group)
 

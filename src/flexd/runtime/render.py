@@ -257,6 +257,9 @@ def _faults(spec: ContainerSpec) -> Iterator[Fault]:
     for name in spec.environment:
         if not _ENVIRONMENT_NAME.fullmatch(name):
             yield Fault("environment", f"{name!r} is not the name of a variable")
+    for name in spec.rlimits:
+        if not _KEY.fullmatch(name):
+            yield Fault("limits.kernel", f"{name!r} is not the name of a limit")
     for argument in spec.init:
         # liblxc splits at white space and knows no quoting.
         if not argument or any(character.isspace() for character in argument):

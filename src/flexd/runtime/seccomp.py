@@ -4,6 +4,8 @@
 Denied is what reaches past namespaces into the host's kernel or file systems, for every architecture of the kernel.
 """
 
+from pathlib import Path
+
 _HEADER = "2\ndenylist\n"
 
 # No umount of what is busy by force: MNT_FORCE on a network file system hits everyone who uses it.
@@ -33,3 +35,16 @@ def default_policy(kernel_architecture: str, *, allowed: frozenset[str] = frozen
         return ""
     rules = "".join(f"{name} errno {errno}\n" for name, errno in _DENIED.items() if name not in allowed)
     return _HEADER + _REJECT_FORCED_UMOUNT + _EVERY_ARCHITECTURE + rules
+
+
+def write_default_policy(path: Path, kernel_architecture: str) -> str:
+    """Blocking. Write the policy at the daemon's start; the path for `ContainerSpec.seccomp_profile`, "" if none."""
+    policy = default_policy(kernel_architecture)
+    if not policy:
+        return ""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Containers may be starting (of a daemon before this one): they read the old file or the new one, never half.
+    new = path.with_name(path.name + ".new")
+    new.write_text(policy)
+    new.replace(path)
+    return str(path)

@@ -39,6 +39,7 @@ lxc.cgroup.memory.limit_in_bytes = 1048576
 lxc.idmap = u 0 1000000 65536
 lxc.idmap = g 0 1000000 65536
 lxc.sysctl.net.ipv4.ip_forward = 1
+lxc.prlimit.nofile = 1000:2000
 lxc.apparmor.profile = unconfined
 lxc.seccomp.profile = /d/seccomp
 lxc.mount.auto = proc:rw sys:rw
@@ -55,7 +56,7 @@ lxc.net.0.hwaddr = 00:16:3e:00:00:01
 lxc.net.0.mtu = 1400
 lxc.environment = A=b c
 lxc.signal.halt = SIGPWR
-lxc.prlimit.nofile = 1000
+lxc.tty.max = 1
 """
 
 
@@ -76,8 +77,9 @@ def test_a_usual_container() -> None:
         cgroup=(("memory.limit_in_bytes", "1048576"),),
         sysctls={"net.ipv4.ip_forward": "1"},
         seccomp_profile="/d/seccomp",
+        rlimits={"nofile": "1000:2000"},
         stop_signal="SIGPWR",
-        raw="lxc.prlimit.nofile = 1000",
+        raw="lxc.tty.max = 1",
     )
     assert text == GOLDEN
 
@@ -152,6 +154,8 @@ def test_init_is_words() -> None:
         {"init": ("",)},
         {"cgroup": (("memory.max = 1\nlxc.hook.stop", "x"),)},
         {"sysctls": {"a b": "1"}},
+        {"rlimits": {"nofile = 1\nlxc.x": "1"}},
+        {"rlimits": {"nofile": "1\n"}},
         {"environment": {"A=B": "1"}},
         {"environment": {"A": "1\nlxc.x = 1"}},
         {"mounts": (MountSpec("/a", "/absolute"),)},
@@ -199,6 +203,7 @@ def test_no_value_makes_a_line_of_its_own(
         "stop_signal": signal,
         "cgroup": ((key, value),),
         "sysctls": {key: value},
+        "rlimits": {key: value},
         "seccomp_profile": profile,
         "init": (init,),
         "rootfs": Path(source),
@@ -211,7 +216,7 @@ def test_no_value_makes_a_line_of_its_own(
         known = {line.partition(" = ")[0] for line in GOLDEN.splitlines()} | {"lxc.init.cmd"}
         for line in text.split("\n")[:-1]:
             line_key = line.partition(" = ")[0]
-            assert line_key in known or line_key.startswith(("lxc.cgroup.", "lxc.sysctl.", "lxc.net."))
+            assert line_key in known or line_key.startswith(("lxc.cgroup.", "lxc.sysctl.", "lxc.prlimit.", "lxc.net."))
         assert "\r" not in text
         assert "\0" not in text
 

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The default policy, as liblxc reads it."""
 
+from pathlib import Path
+
 import pytest
 
-from flexd.runtime.seccomp import default_policy
+from flexd.runtime.seccomp import default_policy, write_default_policy
 
 
 def test_the_policy() -> None:
@@ -32,3 +34,12 @@ def test_every_usual_architecture_has_one(architecture: str) -> None:
 
 def test_no_policy_where_liblxc_cannot_filter() -> None:
     assert default_policy("alpha") == ""
+
+
+def test_it_is_written_whole(tmp_path: Path) -> None:
+    path = tmp_path / "seccomp" / "default"
+    for _ in range(2):
+        assert write_default_policy(path, "x86_64") == str(path)
+    assert path.read_text() == default_policy("x86_64")
+    assert [file.name for file in path.parent.iterdir()] == ["default"]
+    assert write_default_policy(path, "alpha") == ""
