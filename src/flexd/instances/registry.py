@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from flexd.api.instance import Instance
 from flexd.api.instance_snapshot import InstanceSnapshot
 from flexd.api.profile import Profile
+from flexd.api.times import ZERO_TIME
 from flexd.instances.record import (
     DeviceEntries,
     Expanded,
