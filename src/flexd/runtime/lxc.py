@@ -6,6 +6,7 @@ Nothing about what runs is remembered here: `find` asks the container's monitor,
 import asyncio
 import errno
 import os
+import shutil
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,7 +37,6 @@ from flexd.runtime.remote_files import RemoteFiles
 from flexd.runtime.render import KERNEL_DIRECTORIES, HostFacts, render
 from flexd.runtime.settling import survives
 
-_LXC_START = "/usr/bin/lxc-start"
 # Without newuidmap(1) in its PATH liblxc writes the id maps itself, as root may: 9 ms less, and no need for lines in
 # /etc/subuid. Hooks of `raw.lxc` need programs, so they get the usual PATH.
 _NO_PROGRAMS = {"PATH": "/nonexistent"}
@@ -88,7 +88,10 @@ class LxcRuntime:
             raise
 
     async def _start(self, paths: ContainerPaths, spec: ContainerSpec) -> RunningContainer:
-        argv = [_LXC_START, "-n", spec.name, "-P", str(self._directory), "-f", str(paths.config), "-d"]
+        program = await asyncio.to_thread(shutil.which, "lxc-start")
+        if program is None:
+            raise StartFailed(f'Failed to start container "{spec.name}": the program lxc-start is not installed')
+        argv = [program, "-n", spec.name, "-P", str(self._directory), "-f", str(paths.config), "-d"]
         argv += ["-p", str(paths.monitor_pid)]
         environment = None if "hook" in spec.raw else _NO_PROGRAMS
         result = await self._host.processes.run(argv, env=environment, timeout_s=_START_TIMEOUT_S, check=False)
