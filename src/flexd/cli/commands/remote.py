@@ -90,7 +90,7 @@ def _add(context: Context, args: argparse.Namespace) -> None:
     name, target = (args.remote, args.address) if args.address else ("", args.remote)
     token = _decode_token(target)
     if token is not None:
-        _add_by_token(context, args, name or token["client_name"], token)
+        _add_by_token(context, args, name or token["client_name"], token, target)
         return
     name = name or target.removeprefix("https://").partition(":")[0].partition("/")[0]
     _check_new(context, name)
@@ -134,7 +134,7 @@ def _decode_token(text: str) -> dict[str, Any] | None:
     return token if isinstance(token, dict) and "secret" in token else None
 
 
-def _add_by_token(context: Context, args: argparse.Namespace, name: str, token: dict[str, Any]) -> None:
+def _add_by_token(context: Context, args: argparse.Namespace, name: str, token: dict[str, Any], text: str) -> None:
     _check_new(context, name)
     failures = []
     for address in token["addresses"]:
@@ -147,7 +147,8 @@ def _add_by_token(context: Context, args: argparse.Namespace, name: str, token: 
             failures.append(str(error))
             continue
         _accept_certificate(name, settings["addr"], accepted=True)
-        _finish(context, name, settings, {"password": token["secret"], "trust_token": token["secret"]}, ask=False)
+        # LXD 5.0 takes the whole token as the password, later ones know a field for it.
+        _finish(context, name, settings, {"password": text, "trust_token": text}, ask=False)
         return
     raise CliError("None of the token's addresses can be used:\n" + "\n".join(failures))
 
