@@ -9,6 +9,7 @@ import secrets
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
 
 from aiohttp import hdrs, web
 
@@ -31,7 +32,8 @@ _MAX_LINE_BYTES = 32 * 1024
 # Requests under way may finish for this long after a stop; then they are cancelled.
 _SHUTDOWN_S = 5.0
 
-_STARTED = "started"
+# The answer of the current request, once its headers are out.
+_started: ContextVar[web.StreamResponse | None] = ContextVar("started", default=None)
 _OPEN_SOCKETS = web.AppKey("open_sockets", OpenSockets)
 
 
@@ -92,6 +94,7 @@ async def _middleware(
     """A request id, the log line, and every exception turned into an envelope."""
     request_id = secrets.token_hex(6)
     started = time.monotonic()
+    _started.set(None)
     if request.method == hdrs.METH_OPTIONS:
         return web.Response()
     try:
@@ -106,7 +109,7 @@ async def _middleware(
 
 
 def _failed(request: web.Request, failure: Exception, request_id: str) -> web.StreamResponse:
-    started: web.StreamResponse | None = request.get(_STARTED)
+    started = _started.get()
     if started is not None:
         # The headers are out: the only way left to say that the rest is missing is to break the connection.
         log.warning("request %s broke off: %s", request_id, failure, exc_info=failure)
@@ -119,8 +122,8 @@ def _failed(request: web.Request, failure: Exception, request_id: str) -> web.St
     return response
 
 
-async def _remember_started(request: web.Request, response: web.StreamResponse) -> None:
-    request[_STARTED] = response
+async def _remember_started(_request: web.Request, response: web.StreamResponse) -> None:
+    _started.set(response)
 
 
 async def _close_sockets(app: web.Application) -> None:

@@ -78,7 +78,7 @@ class Client:
 
     async def create(self, name: str) -> None:
         await self.done("POST", "/1.0/instances", {"name": name, "source": {"type": "none"}})
-        for directory in ("root", "etc"):
+        for directory in ("root", "etc", "tmp"):
             await self.call("POST", f"/1.0/instances/{name}/files?path=/{directory}", X_LXD_type="directory")
         await self.call("POST", f"/1.0/instances/{name}/files?path=/etc/hostname", b"tiny\n")
 

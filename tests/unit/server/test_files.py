@@ -53,7 +53,10 @@ async def test_directories_and_links(busy: Client) -> None:
         assert answer.status == 200
     listed = await busy.call("GET", FILES + "/root/d")
     assert (listed.metadata, listed.headers["X-LXD-type"], listed.headers["X-LXD-mode"]) == ([], "directory", "0750")
-    await busy.call("POST", FILES + "/root/l", b"/etc/hostname", X_LXD_type="symlink")
+    for _ in range(2):
+        answer = await busy.call("POST", FILES + "/root/l", b"/etc/hostname", X_LXD_type="symlink")
+        assert answer.status == 200
+    assert (await busy.call("POST", FILES + "/root/l", b"/other", X_LXD_type="symlink")).status == 409
     link = await busy.call("GET", FILES + "/root/l")
     assert (link.body, link.headers["X-LXD-type"]) == (b"/etc/hostname", "symlink")
     assert sorted((await busy.call("GET", FILES + "/root")).metadata) == ["d", "l"]

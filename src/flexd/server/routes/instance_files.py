@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """`/1.0/instances/NAME/files` (which `lxc` uses) and `/sftp` (which `incus` uses)."""
 
+import contextlib
 import os
 from datetime import UTC, datetime
 
 import msgspec
 from aiohttp import hdrs, web
 
-from flexd.api.errors import BadRequest, Fault, raise_faults
+from flexd.api.errors import BadRequest, Fault, NotFound, raise_faults
 from flexd.runtime.contract import ContainerFiles, FileInfo
 from flexd.server import responses, upgrade
 from flexd.server.call import Call, dual_headers
@@ -118,10 +119,19 @@ async def write_file(call: Call) -> web.Response:
             await files.make_directory(path, mode=mode, uid=upload.uid, gid=upload.gid)
         elif upload.kind == "symlink":
             target = (await call.request.read()).decode(errors="surrogateescape")
-            await files.make_symlink(path, target, uid=upload.uid, gid=upload.gid)
+            if not await _links_to(files, path, target):
+                await files.make_symlink(path, target, uid=upload.uid, gid=upload.gid)
         else:
             await _receive(call, files, path, upload)
     return responses.empty()
+
+
+async def _links_to(files: ContainerFiles, path: str, target: str) -> bool:
+    """Pushing a tree again finds its links in place."""
+    with contextlib.suppress(NotFound):
+        found = await files.stat(path, follow=False)
+        return found.kind == "symlink" and found.target == target
+    return False
 
 
 async def _receive(call: Call, files: ContainerFiles, path: str, upload: Upload) -> None:
