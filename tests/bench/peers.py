@@ -128,14 +128,14 @@ def _wait_up(name: str, place: Place, process: "subprocess.Popen[bytes]", enviro
 
 def add_ext4(place: Place) -> str:
     """A fresh ext4 in a file, mounted inside the place; the loop device goes with the mount."""
-    file, target = place.directory / "ext4.img", place.directory / "ext4"
+    # Not below LXD's own directory: it refuses that.
+    file, target = place.directory.parent / "ext4.img", place.directory.parent / "ext4"
     target.mkdir()
     subprocess.run(["truncate", "-s", _POOL_SIZE, str(file)], check=True)
     subprocess.run(["mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", str(file)], check=True)
     place.run("mount", "-o", "loop", str(file), str(target))
-    source = target / "pool"
-    source.mkdir()
-    return str(source)
+    place.run("mkdir", str(target / "pool"))
+    return str(target / "pool")
 
 
 class ByHand:
