@@ -13,15 +13,16 @@ from ipaddress import ip_interface
 from pathlib import Path
 
 from flexd.host import netlink, syscalls
-from flexd.host.contract import HostError, Link, LinkAddress, Route
+from flexd.host.contract import HostError, Link, LinkAddress, Processes, Route
 from flexd.host.threads import Threads
 
 _SYSCTLS = Path("/proc/sys/net")
 
 
 class LinuxLinks:
-    def __init__(self, threads: Threads) -> None:
+    def __init__(self, threads: Threads, processes: Processes) -> None:
         self._threads = threads
+        self._processes = processes
 
     async def all(self) -> list[Link]:
         return await self._threads.run(read_links)
@@ -44,6 +45,15 @@ class LinuxLinks:
         body = netlink.IFINFO.pack(0, 0, index, 0, 0) + _naming(name, hwaddr, mtu) + _info("veth", pair)
         await self._create(f"create veth pair {name} and {peer}", body)
 
+    async def create_macvlan(
+        self, name: str, parent: str, *, mode: str = "bridge", hwaddr: str = "", mtu: int = 0
+    ) -> None:
+        what = f"create macvlan {name} on {parent}"
+        index = await self._threads.run(link_index, what, parent)
+        data = netlink.u32(netlink.IFLA_MACVLAN_MODE, netlink.MACVLAN_MODES[mode])
+        body = netlink.IFINFO.pack(0, 0, 0, 0, 0) + _naming(name, hwaddr, mtu) + _info("macvlan", data)
+        await self._create(what, body + netlink.u32(netlink.IFLA_LINK, index))
+
     async def delete(self, name: str) -> None:
         try:
             await self._change(f"delete link {name}", name, netlink.RTM_DELLINK)
@@ -54,6 +64,31 @@ class LinuxLinks:
     async def rename(self, name: str, new_name: str) -> None:
         renamed = netlink.string(netlink.IFLA_IFNAME, new_name)
         await self._change(f"rename link {name} to {new_name}", name, netlink.RTM_SETLINK, renamed)
+
+    async def move(self, name: str, namespace: Path, new_name: str) -> None:
+        what = f"move link {name} to {namespace} as {new_name}"
+        fd = await self._threads.run(_open_namespace, what, namespace)
+        try:
+            body = netlink.u32(netlink.IFLA_NET_NS_FD, fd) + netlink.string(netlink.IFLA_IFNAME, new_name)
+            # A link that is up cannot be renamed, which a move to another name is.
+            await self._change(what, name, netlink.RTM_SETLINK, mask=netlink.IFF_UP)
+            await self._change(what, name, netlink.RTM_SETLINK, body)
+        except HostError:
+            # The kernel moves first and renames then, so with the new name taken it is there under the old one.
+            await self.fetch(namespace, name, name)
+            raise
+        finally:
+            os.close(fd)
+
+    async def fetch(self, namespace: Path, name: str, new_name: str) -> bool:
+        # rtnetlink moves links out of the namespace that it is spoken to in; ip(8) goes there for us.
+        enter = ["nsenter", f"--net={namespace}", "--", "ip", "link"]
+        there = await self._processes.run([*enter, "show", "dev", name], check=False)
+        if there.returncode != 0:
+            return False
+        await self._processes.run([*enter, "set", "dev", name, "down"])
+        await self._processes.run([*enter, "set", "dev", name, "netns", str(os.getpid()), "name", new_name])
+        return True
 
     async def set_up(self, name: str, up: bool = True) -> None:
         what = f"set link {name} {'up' if up else 'down'}"
@@ -118,6 +153,11 @@ def link_index(what: str, name: str) -> int:
         return socket.if_nametoindex(name)
     except OSError as error:
         raise HostError(f'{what}: no link "{name}" (rtnetlink ENODEV)', errno.ENODEV) from error
+
+
+def _open_namespace(what: str, path: Path) -> int:
+    with syscalls.naming(what, "open"):
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _naming(name: str, hwaddr: str, mtu: int) -> bytes:

@@ -22,7 +22,7 @@ class LinuxHost:
         self.files = LinuxFiles(self._threads, self.processes)
         self.quotas = LinuxQuotas(self._threads)
         self.cgroups = LinuxCgroups(self._threads)
-        self.links = LinuxLinks(self._threads)
+        self.links = LinuxLinks(self._threads, self.processes)
         self.firewall = LinuxFirewall(self.processes)
         self.machine = LinuxMachine(self._threads, self.processes, self.mounts, self.cgroups)
 

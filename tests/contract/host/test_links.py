@@ -138,6 +138,35 @@ async def test_nobody_is_inside_a_process_that_is_gone(links: Host) -> None:
     assert await links.links.inside([]) == []
 
 
+async def test_macvlan(links: Host) -> None:
+    await links.links.create_veth(_VETH, _PEER)
+    name = f"{LINK_PREFIX}m"
+    await links.links.create_macvlan(name, _VETH, mode="private", hwaddr="00:16:3e:00:00:08", mtu=1300)
+    made = await _get(links, name)
+    assert (made.kind, made.hwaddr, made.mtu) == ("macvlan", "00:16:3e:00:00:08", 1300)
+    with pytest.raises(HostError, match="fxhnone"):
+        await links.links.create_macvlan(f"{LINK_PREFIX}n", "fxhnone")
+
+
+async def test_move_and_fetch(links: Host, sleepers: list[int]) -> None:
+    namespace = Path(f"/proc/{sleepers[0]}/ns/net")
+    await links.links.create_veth(_VETH, _PEER)
+    await links.links.set_up(_VETH)
+    await links.links.move(_VETH, namespace, "eth7")
+    assert await links.links.get(_VETH) is None
+    inside = next(link for link in (await links.links.inside([sleepers[0]]))[0] if link.name == "eth7")
+    assert not inside.up
+    await links.links.create_veth(f"{LINK_PREFIX}c", f"{LINK_PREFIX}d")
+    with pytest.raises(HostError) as caught:
+        await links.links.move(f"{LINK_PREFIX}c", namespace, "eth7")
+    assert caught.value.errno == errno.EEXIST
+    assert await links.links.get(f"{LINK_PREFIX}c") is not None
+    assert await links.links.fetch(namespace, "eth7", _VETH)
+    assert (await _get(links, _VETH)).peer_index == (await _get(links, _PEER)).index
+    assert not await links.links.fetch(namespace, "eth7", _VETH)
+    assert not await links.links.fetch(Path("/proc/4194304/ns/net"), "eth7", _VETH)
+
+
 # --- what only a kernel can show ---------------------------------------------------------------------------------
 
 
@@ -149,8 +178,11 @@ def kernel(real: bool, links: Host) -> LinuxHost:
 
 
 @pytest.fixture
-def sleepers() -> Iterator[list[int]]:
+def sleepers(real: bool) -> Iterator[list[int]]:
     """Two processes in user and network namespaces of their own."""
+    if not real:
+        yield [1 << 23, (1 << 23) + 1]
+        return
     ours = os.stat("/proc/self/ns/net").st_ino
     argv = ["unshare", "--user", "--map-root-user", "--net", "sleep", "1000"]
     processes = [subprocess.Popen(argv, stdout=subprocess.DEVNULL) for _ in range(2)]

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Links and nftables tables in memory, with the kernel's rules about names, pairs and bridges."""
 
+import asyncio
 import errno
 import itertools
+import os
 from collections.abc import Sequence
 from ipaddress import ip_interface
+from pathlib import Path
 
 import msgspec
 
@@ -80,6 +83,15 @@ class FakeLinks:
         self.add(Link(name, first, "veth", hwaddr or _hwaddr(first), mtu or _DEFAULT_MTU, peer_index=second))
         self.add(Link(peer, second, "veth", peer_hwaddr or _hwaddr(second), mtu or _DEFAULT_MTU, peer_index=first))
 
+    async def create_macvlan(
+        self, name: str, parent: str, *, mode: str = "bridge", hwaddr: str = "", mtu: int = 0
+    ) -> None:
+        self._recorder.note("links.create_macvlan", name, parent, mode)
+        what = f"create macvlan {name} on {parent}"
+        self._claim(what, name)
+        on, index = self._link(what, parent), next(self._indices)
+        self.add(Link(name, index, "macvlan", hwaddr or _hwaddr(index), mtu or on.mtu))
+
     async def delete(self, name: str) -> None:
         self._recorder.note("links.delete", name)
         gone = self.by_name.pop(name, None)
@@ -90,6 +102,31 @@ class FakeLinks:
                 self._put(link, master_index=0)
             if gone.kind == "veth" and link.index == gone.peer_index:
                 del self.by_name[link.name]
+        for links in self.inside_of.values():
+            links[:] = [link for link in links if gone.kind != "veth" or link.index != gone.peer_index]
+
+    async def move(self, name: str, namespace: Path, new_name: str) -> None:
+        self._recorder.note("links.move", name, namespace, new_name)
+        what = f"move link {name} to {namespace} as {new_name}"
+        link = self._link(what, name)
+        there = self.inside_of.setdefault(await asyncio.to_thread(_owner, namespace), [])
+        if any(each.name == new_name for each in there):
+            raise HostError(f"{what}: File exists (rtnetlink EEXIST)", errno.EEXIST)
+        del self.by_name[name]
+        there.append(
+            msgspec.structs.replace(link, name=new_name, up=False, running=False, master_index=0, addresses=())
+        )
+
+    async def fetch(self, namespace: Path, name: str, new_name: str) -> bool:
+        self._recorder.note("links.fetch", namespace, name, new_name)
+        there = self.inside_of.get(await asyncio.to_thread(_owner, namespace), [])
+        link = next((each for each in there if each.name == name), None)
+        if link is None:
+            return False
+        self._claim(f"move link {name} from {namespace} as {new_name}", new_name)
+        there.remove(link)
+        self._put(link, name=new_name, up=False, running=False, addresses=())
+        return True
 
     async def rename(self, name: str, new_name: str) -> None:
         self._recorder.note("links.rename", name, new_name)
@@ -161,6 +198,12 @@ class FakeLinks:
     def _put(self, link: Link, **changes: object) -> None:
         changed = msgspec.structs.replace(link, **changes)
         self.by_name[changed.name] = changed
+
+
+def _owner(namespace: Path) -> int:
+    """The process whose network namespace a path names; a bind mount of it is a link here."""
+    words = os.path.realpath(namespace).split("/")
+    return int(words[2]) if words[1] == "proc" and words[2].isdecimal() else 0
 
 
 def _hwaddr(index: int) -> str:
