@@ -203,7 +203,7 @@ class Images:
                     msgspec.to_builtins(AliasRecord(name, fingerprint, description, record.type, project))
                     for name, description in names.items()
                 ],
-                "replaced": fetched.aliases,
+                "replaced": [name for name in fetched.aliases if name not in names],
             }
             plan = Plan(
                 f'Importing image "{fingerprint}"',
