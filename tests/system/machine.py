@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from flexd.runtime.paths import group_prefix
+
 READY_TIMEOUT_S = 60.0
 
 
@@ -211,11 +213,24 @@ class Machine:
             with contextlib.suppress(ApiError):  # an ephemeral one is gone already
                 self.call("DELETE", f"/1.0/instances/{name}")
 
+    def purge(self) -> None:
+        """Delete whatever the API can delete, so that nothing of this daemon is left on the host."""
+        self.clear()
+        self.call("PUT", "/1.0/profiles/default", {"devices": {}})
+        for image in self.get("/1.0/images?recursion=1"):
+            self.call("DELETE", f"/1.0/images/{image['fingerprint']}")
+        for network in self.get("/1.0/networks?recursion=1"):
+            if network["managed"]:
+                self.call("DELETE", f"/1.0/networks/{network['name']}")
+        for pool in self.get("/1.0/storage-pools"):
+            self.call("DELETE", pool)
+
     def leftovers(self) -> list[str]:
         """What of this daemon is still on the host: mounts below its directory, cgroups, processes."""
         place = os.fspath(self.directory)
         mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
         left = [f"mount {mount}" for mount in mounts if mount.startswith(place + "/")]
+        left += [f"cgroup {group}" for group in Path("/sys/fs/cgroup").glob(f"*/{self._group()}*")]
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
@@ -223,18 +238,25 @@ class Machine:
                     left.append(f"process {process.name} {line.strip()}")
         return left
 
-    def stop(self) -> None:
-        """Take everything down, also after a failed test; containers included."""
+    def _group(self) -> str:
+        """The cgroup that all containers of this daemon are in."""
+        return group_prefix(self.directory / "containers")
+
+    def stop(self) -> list[str]:
+        """Take everything down, also after a failed test; returns what the daemon should have removed and had not."""
+        left: list[str] = []
         try:
             if self._process is not None and self._process.poll() is not None:
                 self.start()
             if self._process is not None:
-                self.clear()
+                self.purge()
                 self.kill(signal.SIGTERM)
+                left = self.leftovers()
         finally:
             self._sweep()
             self._anchor.kill()
             self._anchor.wait()
+        return left
 
     def _sweep(self) -> None:
         if self._process is not None and self._process.poll() is None:
@@ -259,7 +281,8 @@ def machine(directory: Path) -> Iterator[Machine]:
         made.init()
         yield made
     finally:
-        made.stop()
+        left = made.stop()
+    assert left == [], left
 
 
 def wait_until(check: Any, timeout_s: float = 30.0) -> Any:

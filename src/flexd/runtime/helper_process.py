@@ -65,7 +65,7 @@ class Connection:
 
 class HelperProcess:
     def __init__(self, processes: Processes) -> None:
-        self._processes = processes
+        self.processes = processes
         self._process: Spawned | None = None
         self._control: socket.socket | None = None
         self._lock = asyncio.Lock()
@@ -109,7 +109,7 @@ class HelperProcess:
         ours.setblocking(False)
         with theirs:
             argv = [sys.executable, "-I", "-S", "-c", _BOOT, str(theirs.fileno()), *(path for path in sys.path if path)]
-            self._process = await self._processes.spawn(argv, stderr=2, pass_fds=[theirs.fileno()])
+            self._process = await self.processes.spawn(argv, stderr=2, pass_fds=[theirs.fileno()])
         self._control = ours
         return ours
 

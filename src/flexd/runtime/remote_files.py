@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from flexd.api.errors import BadRequest, Conflict, FlexdError, Forbidden, NotFound
+from flexd.host.contract import ProcessRef
 from flexd.runtime.contract import FileInfo
 from flexd.runtime.helper import wire
 from flexd.runtime.helper_process import Connection, HelperError, HelperProcess
@@ -36,6 +37,7 @@ class RemoteFiles:
         self._name = name
         self._target = target
         self._connection: Connection | None = None
+        self._forks: list[ProcessRef] = []
         self._lock = asyncio.Lock()
 
     async def stat(self, path: str, *, follow: bool = True) -> FileInfo:
@@ -64,10 +66,15 @@ class RemoteFiles:
         return fds[0]
 
     async def close(self) -> None:
+        """Returns when no fork is left: each has the root mounted in a namespace of its own, and while it has, the
+        root cannot be unmounted here (EBUSY)."""
         async with self._lock:
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None
+            for fork in self._forks:
+                await self._helper.processes.wait_exit(fork)
+            self._forks.clear()
 
     async def _ask(self, action: str, operation: str, path: str, **arguments: Any) -> tuple[wire.Message, list[int]]:
         request = {"do": operation, "path": path, **arguments}
@@ -94,7 +101,10 @@ class RemoteFiles:
         connection = await self._helper.connect(kind)
         try:
             await connection.send(self._target)
-            _, fds = await connection.receive()
+            answer, fds = await connection.receive()
+            fork = await self._helper.processes.identify(answer["pid"])
+            if fork is not None:
+                self._forks.append(fork)
         except HelperError as error:
             connection.close()
             raise HelperError(f'Failed entering the file system of "{self._name}": {error}', error.errno) from error

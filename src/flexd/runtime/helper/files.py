@@ -13,9 +13,9 @@ from flexd.runtime.helper import enter, wire
 
 
 def serve(connection: socket.socket) -> None:
-    """Enter, answer {}, then one answer for each request until the daemon closes the connection."""
+    """Enter, answer {"pid": N}, then one answer for each request until the daemon closes the connection."""
     _enter(wire.receive(connection))
-    wire.send(connection, {})
+    wire.send(connection, {"pid": os.getpid()})
     while True:
         request = wire.receive(connection)
         try:
@@ -28,13 +28,13 @@ def serve(connection: socket.socket) -> None:
 
 
 def serve_sftp(connection: socket.socket) -> None:
-    """Enter, answer {} with one end of a socket pair, then speak SFTP on the other."""
+    """Enter, answer {"pid": N} with one end of a socket pair, then speak SFTP on the other."""
     # Before entering: inside are only the container's files. Here and not above: it is 20 MB that no other fork needs.
     from flexd.runtime.helper import sftp
 
     _enter(wire.receive(connection))
     ours, theirs = socket.socketpair()
-    wire.send(connection, {}, (theirs.fileno(),))
+    wire.send(connection, {"pid": os.getpid()}, (theirs.fileno(),))
     theirs.close()
     connection.close()
     sftp.serve(ours, "/")
