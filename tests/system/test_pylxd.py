@@ -6,6 +6,10 @@ import pytest
 from tests.system.machine import Machine
 
 pylxd = pytest.importorskip("pylxd")
+# pylxd and its ws4py leave their sockets to the garbage collector.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::pytest.PytestUnhandledThreadExceptionWarning"
+)
 
 
 @pytest.fixture
