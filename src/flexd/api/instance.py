@@ -25,7 +25,6 @@ class Instance(Struct):
     name: str = ""
     profiles: list[str] = field(default_factory=list)
     project: str = ""
-    restore: str = ""
     stateful: bool = False
     status: str = ""
     status_code: int = 0
@@ -47,7 +46,6 @@ class InstanceFull(Struct):
     name: str = ""
     profiles: list[str] = field(default_factory=list)
     project: str = ""
-    restore: str = ""
     snapshots: list[InstanceSnapshot] = field(default_factory=list)
     state: InstanceState | None = None
     stateful: bool = False

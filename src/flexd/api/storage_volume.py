@@ -16,7 +16,6 @@ class StorageVolume(Struct):
     location: str = ""
     name: str = ""
     project: str = ""
-    restore: str = ""
     type: str = ""
     used_by: list[str] = field(default_factory=list)
 

@@ -52,7 +52,7 @@ def merged(body: bytes, current: T) -> T:
 
 def narrow(value: Struct, kind: type[T]) -> T:
     """The members of `value` that `kind` has too: what PUT may change of what GET shows."""
-    return kind(**{name: getattr(value, name) for name in kind.__struct_fields__})
+    return kind(**{name: getattr(value, name) for name in kind.__struct_fields__ if hasattr(value, name)})
 
 
 def from_builtins(value: dict[str, Any], kind: type[T]) -> T:

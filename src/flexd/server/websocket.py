@@ -13,6 +13,8 @@ from flexd.api.errors import BadRequest
 _MAX_FRAME_BYTES = 128 * 1024
 # Messages taken from the connection before anybody wants them, so that its end is seen.
 _READ_AHEAD = 4
+# A peer that does not answer a close within this time is not waited for.
+_CLOSE_S = 5.0
 _DATA = (WSMsgType.TEXT, WSMsgType.BINARY)
 _ENDS = (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR)
 
@@ -39,7 +41,8 @@ class WebSocketChannel:
         self._sockets = sockets
         self._opened = asyncio.Event()
         self._incoming: asyncio.Queue[bytes | str | None] = asyncio.Queue(_READ_AHEAD)
-        self.response = web.WebSocketResponse(heartbeat=heartbeat_s, compress=False)
+        self._closing: asyncio.Future[bool] | None = None
+        self.response = web.WebSocketResponse(timeout=_CLOSE_S, heartbeat=heartbeat_s, compress=False)
         if not self.response.can_prepare(request):
             raise BadRequest("Bad Request: a websocket upgrade is expected (Upgrade: websocket)")
 
@@ -76,8 +79,12 @@ class WebSocketChannel:
             await self.response.send_bytes(message[start : start + _MAX_FRAME_BYTES])
 
     async def close(self) -> None:
+        """Say goodbye and wait for the peer's answer. The handler ends with this too, so that the connection stays
+        until another task's goodbye is answered."""
         await self._opened.wait()
-        await self.response.close()
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self.response.close())
+        await asyncio.shield(self._closing)
 
     @property
     def aborted(self) -> bool:
