@@ -31,6 +31,8 @@ class NicSpec(Struct, frozen=True):
     name: str  # name inside (eth0)
     hwaddr: str = ""
     mtu: int = 0
+    addresses: tuple[str, ...] = ()  # CIDR, given by liblxc before init runs
+    gateways: tuple[str, ...] = ()
 
 
 class MountSpec(Struct, frozen=True):
@@ -180,6 +182,21 @@ class Runtime(Protocol):
         descriptors that the call duplicates; with `terminal` they are the slave of one pty, made the controlling
         terminal of a new session. Command not found: an ExecProcess that ends with 127 (126: not executable)."""
         ...
+
+    async def add_mount(self, container: RunningContainer, mount: MountSpec) -> None:
+        """Bind into a running container what `lxc.mount.entry` would at its start (`bind`/`rbind` only; `ro`, `nosuid`,
+        `nodev`, `noexec`, a propagation, `create=dir|file`). The path is the container's own: it never leads out."""
+        ...
+
+    async def remove_mount(self, container: RunningContainer, mount: MountSpec) -> None:
+        """Unmount it, lazily; left alone if by now something else is mounted there. The container may be gone."""
+        ...
+
+    async def allow_device(self, container: RunningContainer, rule: str) -> None:
+        """Let it use a device (`c 10:200 rwm`), where its devices are limited at all: in a privileged container."""
+        ...
+
+    async def deny_device(self, container: RunningContainer, rule: str) -> None: ...
 
     async def console(self, container: RunningContainer) -> int:
         """A file descriptor of the master of the container's console (/dev/console); one holder at a time."""

@@ -4,6 +4,7 @@
 For tests of everything above. What happens inside a container (power off, console output) are methods for the test."""
 
 import asyncio
+import errno
 import os
 import select
 import subprocess
@@ -13,13 +14,14 @@ from pathlib import Path
 
 from flexd.api.errors import BadRequest
 from flexd.api.idmap import IdMap
-from flexd.host.contract import ProcessRef
+from flexd.host.contract import HostError, ProcessRef
 from flexd.runtime.contract import (
     ConsoleInUse,
     ContainerFiles,
     ContainerSpec,
     Ended,
     ExecSpec,
+    MountSpec,
     RunningContainer,
     StartFailed,
 )
@@ -41,6 +43,8 @@ class _Running:
         self.frozen = False
         self.console: int | None = None  # the slave of a terminal whose master was handed out
         self.commands: set[FakeExecProcess] = set()
+        self.mounts: dict[str, MountSpec] = {}  # by target
+        self.devices: set[str] = set()  # rules that were allowed
 
 
 class FakeExecProcess:
@@ -87,6 +91,7 @@ class FakeRuntime:
         self._next_pid = _FIRST_PID
         self.specs: dict[str, ContainerSpec] = {}  # what each container was started with last
         self.failing: dict[str, str] = {}  # name -> why its next start fails
+        self.failing_calls: dict[str, str] = {}  # method ("add_mount") -> why it fails from now on
         self.ignoring_shutdown: set[str] = set()
 
     # --- what happens inside, for tests ------------------------------------------------------------------------------
@@ -131,6 +136,7 @@ class FakeRuntime:
         init, monitor = self._process(), self._process()
         container = RunningContainer(spec.name, init, monitor, paths.payload_group)
         running = self._running[spec.name] = _Running(container)
+        running.mounts = {mount.target: mount for mount in spec.mounts}
         self._last[init] = running.ended
         self.specs[spec.name] = spec
         return container
@@ -181,6 +187,40 @@ class FakeRuntime:
         command = FakeExecProcess(process)
         self._running[container.name].commands.add(command)
         return command
+
+    def mounts_of(self, name: str) -> dict[str, MountSpec]:
+        """For tests: what is mounted in a running container, by target."""
+        return self._running[name].mounts
+
+    def devices_of(self, name: str) -> set[str]:
+        """For tests: the device rules that a running container was given."""
+        return self._running[name].devices
+
+    async def add_mount(self, container: RunningContainer, mount: MountSpec) -> None:
+        self._raise_if_failing("add_mount", container)
+        if not self._is_live(container):
+            raise HostError(f'Failed to mount /{mount.target} in "{container.name}": it does not run', errno.ESRCH)
+        if not await asyncio.to_thread(os.path.exists, mount.source):
+            raise HostError(f"Failed to mount {mount.source}: No such file or directory", errno.ENOENT)
+        self._running[container.name].mounts[mount.target] = mount
+
+    async def remove_mount(self, container: RunningContainer, mount: MountSpec) -> None:
+        self._raise_if_failing("remove_mount", container)
+        if self._is_live(container):
+            self._running[container.name].mounts.pop(mount.target, None)
+
+    async def allow_device(self, container: RunningContainer, rule: str) -> None:
+        self._raise_if_failing("allow_device", container)
+        self._running[container.name].devices.add(rule)
+
+    async def deny_device(self, container: RunningContainer, rule: str) -> None:
+        if self._is_live(container):
+            self._running[container.name].devices.discard(rule)
+
+    def _raise_if_failing(self, method: str, container: RunningContainer) -> None:
+        error = self.failing_calls.get(method)
+        if error is not None:
+            raise HostError(f'Failed to {method} of "{container.name}": {error}')
 
     async def console(self, container: RunningContainer) -> int:
         running = self._running[container.name]

@@ -24,6 +24,7 @@ from flexd.runtime.contract import (
     ContainerSpec,
     Ended,
     ExecSpec,
+    MountSpec,
     RunningContainer,
     StartFailed,
 )
@@ -192,6 +193,33 @@ class LxcRuntime:
         message, _ = await self._first_answer(connection, request, f'run a command in "{container.name}"')
         return LxcExecProcess(connection, int(message["pid"]))
 
+    async def add_mount(self, container: RunningContainer, mount: MountSpec) -> None:
+        request = {**_init(container), "source": mount.source, "target": mount.target, "options": list(mount.options)}
+        await self._ask("m", request, f'mount {mount.source} on /{mount.target} in "{container.name}"')
+
+    async def remove_mount(self, container: RunningContainer, mount: MountSpec) -> None:
+        request = {**_init(container), "source": mount.source, "target": mount.target}
+        try:
+            await self._ask("u", request, f'unmount /{mount.target} in "{container.name}"')
+        except HelperError as error:
+            if error.errno not in (errno.ESRCH, errno.ENOENT):  # it ended, and its mounts with it
+                raise
+
+    async def allow_device(self, container: RunningContainer, rule: str) -> None:
+        await self._set_device(container, "devices.allow", rule)
+
+    async def deny_device(self, container: RunningContainer, rule: str) -> None:
+        await self._set_device(container, "devices.deny", rule)
+
+    async def _set_device(self, container: RunningContainer, file: str, rule: str) -> None:
+        request = {**self._address(container.name), "file": file, "value": rule}
+        await self._ask("g", request, f'set {file} "{rule}" of "{container.name}"')
+
+    async def _ask(self, kind: str, request: wire.Message, action: str) -> None:
+        connection = await self._helper.connect(kind)
+        await self._first_answer(connection, request, action)
+        connection.close()
+
     async def console(self, container: RunningContainer) -> int:
         request = {**self._address(container.name), "init": container.init.pid}
         connection = await self._helper.connect("c")
@@ -206,8 +234,7 @@ class LxcRuntime:
 
     async def files(self, container: RunningContainer | None, rootfs: Path, idmap: IdMap) -> ContainerFiles:
         if container is not None:
-            init = {"init": container.init.pid, "start_time": container.init.start_time}
-            return RemoteFiles(self._helper, container.name, init)
+            return RemoteFiles(self._helper, container.name, _init(container))
         maps = {"uid_map": idmap.proc_lines(users=True), "gid_map": idmap.proc_lines(users=False)}
         return RemoteFiles(self._helper, str(rootfs), {"init": 0, "rootfs": str(rootfs), **maps})
 
@@ -278,6 +305,10 @@ class LxcRuntime:
             features = {name: "true" if known else "false" for name, known in message["features"].items()}
             self._library = (message["version"], features)
         return self._library
+
+
+def _init(container: RunningContainer) -> wire.Message:
+    return {"init": container.init.pid, "start_time": container.init.start_time}
 
 
 def _look_around() -> tuple[str, tuple[str, ...]]:

@@ -223,6 +223,9 @@ def _network(spec: ContainerSpec) -> Iterator[Line]:
             yield f"lxc.net.{number}.hwaddr", nic.hwaddr
         if nic.mtu:
             yield f"lxc.net.{number}.mtu", str(nic.mtu)
+        for key, values in (("address", nic.addresses), ("gateway", nic.gateways)):
+            for value in values:
+                yield f"lxc.net.{number}.{'ipv6' if ':' in value else 'ipv4'}.{key}", value
 
 
 def _init(spec: ContainerSpec) -> Iterator[Line]:

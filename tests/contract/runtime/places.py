@@ -22,7 +22,7 @@ _INITTAB = """\
 # fmt: off
 _PROGRAMS = (
     "true", "false", "echo", "cat", "env", "pwd", "sleep", "sh", "tty", "stty", "printf", "head", "wc", "id", "reboot",
-    "poweroff", "kill", "ls", "readlink", "mount", "umount",
+    "poweroff", "kill", "ls", "readlink", "mount", "umount", "ln", "touch", "mkdir",
 )
 # fmt: on
 

@@ -80,6 +80,7 @@ class _Command(ctypes.Structure):
 
 
 _TEXT = ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_void_p)
+_SET_ITEM = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_char_p)
 _ATTACH = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.POINTER(ctypes.c_int)
 )
@@ -167,6 +168,14 @@ class Container:
         if result < 0 or pid.value <= 0:
             raise LxcError(f'liblxc cannot attach to "{self.name}"')
         return pid.value
+
+    def set_cgroup_item(self, file: str, value: str) -> None:
+        """`devices.allow` and `devices.deny` work on cgroup v1 and v2."""
+        set_config_item = self._function("set_config_item", _SET_ITEM)
+        # Any item: liblxc looks for cgroups only once it has a configuration, and this one says nothing.
+        set_config_item(self._pointer, b"lxc.log.level", b"ERROR")
+        if not self._function("set_cgroup_item", _SET_ITEM)(self._pointer, file.encode(), value.encode()):
+            raise LxcError(f'liblxc cannot set {file} of "{self.name}" to "{value}"')
 
     def console(self) -> tuple[int, int]:
         """(a socket that holds the console while it is open, the master of a terminal on it)."""

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 
-from flexd.runtime.helper import console, exec, files, wire
+from flexd.runtime.helper import console, exec, files, mount, wire
 from flexd.runtime.helper.liblxc import Library
 
 # LXD's names for what liblxc can do (`environment.lxc_features`).
@@ -80,6 +80,19 @@ def _dispatch(library: Library, kind: str, connection: socket.socket, fds: list[
             files.serve(connection)
         case "s":
             files.serve_sftp(connection)
+        case "m":
+            mount.serve_add(connection)
+        case "u":
+            mount.serve_remove(connection)
+        case "g":
+            _write_cgroup(library, connection)
+
+
+def _write_cgroup(library: Library, connection: socket.socket) -> None:
+    """A cgroup file of a container, by liblxc: on v2 device rules are a program that its monitor keeps."""
+    request = wire.receive(connection)
+    library.container(request["name"], request["directory"]).set_cgroup_item(request["file"], request["value"])
+    wire.send(connection, {})
 
 
 def _report(connection: socket.socket, error: Exception) -> None:
