@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from flexd.api.errors import FlexdError
+from flexd.configuration import configuration
 from flexd.devices.contract import Parts
 from flexd.devices.devices import Devices
 from flexd.host.contract import Features, Host
@@ -28,7 +29,6 @@ from flexd.instances.console import Console
 from flexd.instances.exec import Exec
 from flexd.instances.files import Files
 from flexd.instances.instances import Instances
-from flexd.instances.keys import KEYS as INSTANCE_KEYS
 from flexd.instances.lifecycle import Lifecycle
 from flexd.instances.limiter import Limiter
 from flexd.instances.logs import Logs
@@ -206,8 +206,7 @@ class Daemon:
             volumes=self.volumes,
             config=self.config,
             environment=await Environment.probe(self._host, self.runtime, self.pools),
-            configuration={"instance": INSTANCE_KEYS}
-            | {f"device-{name}": keys for name, keys in self.devices.keys().items()},
+            configuration=configuration(),
         )
 
     async def start(self, *, host_rebooted: bool) -> None:

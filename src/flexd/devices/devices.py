@@ -6,7 +6,6 @@ import pkgutil
 from collections.abc import Mapping
 
 from flexd.api.errors import Fault
-from flexd.api.keys import Key
 from flexd.devices import kinds
 from flexd.devices.contract import Kind, Parts
 
@@ -24,10 +23,6 @@ class Devices:
     def __init__(self, parts: Parts) -> None:
         self._networks = parts.networks
         self._kinds = {key: kind(parts) for key, kind in Kind.registered.items()}
-
-    def keys(self) -> dict[str, tuple[Key, ...]]:
-        """Configuration rows by kind (`disk`, `nic-bridged`), for `/1.0/metadata/configuration`."""
-        return {"-".join(filter(None, key)): kind.KEYS for key, kind in self._kinds.items()}
 
     def kind(self, config: DeviceConfig) -> Kind | None:
         """The kind behind an entry, None if there is no such type (or type of NIC)."""
