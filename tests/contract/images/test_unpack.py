@@ -10,7 +10,9 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -306,3 +308,29 @@ async def test_cancelled_unpack_leaves_no_process_and_no_file(archives: Archives
     running = subprocess.run(["ps", "-eo", "args"], stdout=subprocess.PIPE, text=True, check=True).stdout
     assert str(archives._stage) not in running
     assert str(archives._stage) not in Path("/proc/self/mounts").read_text()
+
+
+_ORPHANER = """
+import asyncio, os, sys
+from flexd.host.linux import LinuxHost
+from flexd.images.confine import leashed
+from flexd.images.programs import run_chain
+
+def seen(messages):
+    if "ready" in messages:
+        os.kill(os.getpid(), 9)
+
+command = leashed(["sh", "-c", "echo ready; sleep 1000 & sleep 1000", sys.argv[1]])
+asyncio.run(run_chain(LinuxHost().processes, [command], stdin=None, tick=seen))
+"""
+
+
+def test_programs_end_when_the_daemon_is_killed(tmp_path: Path) -> None:
+    """SIGKILL in the middle: the leash ends, and with it all that was started."""
+    mark = f"mark-{tmp_path.name}"
+    killed = subprocess.run([sys.executable, "-c", _ORPHANER, mark], env={**os.environ, "PYTHONPATH": "src"})
+    assert killed.returncode == -9
+    deadline = time.monotonic() + 20
+    while mark in subprocess.run(["ps", "-eo", "args"], stdout=subprocess.PIPE, text=True, check=True).stdout:
+        assert time.monotonic() < deadline, "orphans stay"
+        time.sleep(0.02)

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""debian/12 as it is built: what is in it, and what a cancelled build leaves. Needs root and the Debian mirror."""
+
+import asyncio
+import io
+import lzma
+import subprocess
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flexd.api.image import ImagesPostSource
+from flexd.host.linux import LinuxHost
+from flexd.images.archive import Archives
+from flexd.images.build import prepare_build
+from flexd.images.formats import parse_metadata
+from flexd.images.incoming import Incoming
+from tests.system.images import debian_image
+
+
+@pytest.fixture
+def image(root_only: None) -> tuple[Path, Path]:
+    return debian_image()
+
+
+def test_metadata(image: tuple[Path, Path]) -> None:
+    with tarfile.open(fileobj=io.BytesIO(lzma.decompress(image[0].read_bytes()))) as archive:
+        file = archive.extractfile("metadata.yaml")
+        assert file is not None
+        metadata = parse_metadata(file.read(), '"debian/12"')
+    assert metadata.properties["os"] == "Debian"
+    assert metadata.properties["release"] == "bookworm"
+    assert metadata.properties["description"].startswith("Debian bookworm ")
+
+
+async def test_root_file_system(image: tuple[Path, Path], tmp_path: Path) -> None:
+    root, stage = tmp_path / "rootfs", tmp_path / "stage"
+    root.mkdir()
+    stage.mkdir()
+    host = LinuxHost()
+    await Archives(host, stage).unpack(image[1], '"debian/12"', root, lambda _percent: None, unified=False)
+    assert (root / "etc/machine-id").read_text() == ""
+    assert not (root / "etc/hostname").exists()
+    assert (root / "etc/resolv.conf").readlink() == Path("../run/resolv.conf")
+    assert (root / "etc/shadow").read_text().startswith("root:*:")
+    assert list((root / "var/lib/apt/lists").glob("*Packages*")) == []
+    assert not any(path.is_char_device() or path.is_block_device() for path in (root / "dev").iterdir())
+    assert (root / "sbin/init").exists()
+    assert (root / "etc/os-release").exists()
+    packages = subprocess.run(["chroot", root, "dpkg", "--audit"], capture_output=True, text=True, check=True)
+    assert packages.stdout == ""
+    masked = root / "etc/systemd/system/modprobe@.service"
+    assert masked.readlink() == Path("/dev/null")
+    await host.files.remove_tree(root)
+    await host.close()
+
+
+async def test_cancelled_build_leaves_nothing(root_only: None, tmp_path: Path) -> None:
+    host = LinuxHost()
+    incoming = await Incoming.make(tmp_path)
+    installing = asyncio.Event()
+
+    def progress(metadata: Mapping[str, Any]) -> None:
+        if "Unpacking" in metadata["build_progress"]:
+            installing.set()
+
+    build = await prepare_build(host, ImagesPostSource(type="build", name="debian/12"))
+    task = asyncio.create_task(build.into(incoming, progress))
+    done, _ = await asyncio.wait(
+        [task, asyncio.create_task(installing.wait())], return_when=asyncio.FIRST_COMPLETED, timeout=200
+    )
+    assert task not in done, task.exception()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await incoming.discard()
+    assert list(tmp_path.iterdir()) == []
+    running = subprocess.run(["ps", "-eo", "args"], stdout=subprocess.PIPE, text=True, check=True).stdout
+    assert str(tmp_path) not in running
+    assert str(tmp_path) not in Path("/proc/self/mounts").read_text()
+    await host.close()
