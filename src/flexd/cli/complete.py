@@ -95,8 +95,7 @@ def _for_command(context: Context, command: Command, words: list[str], current: 
 
 
 def _for_option(context: Context, option: Option, current: str) -> list[str]:
-    choices = option.settings.get("choices")
-    return list(choices) if choices else _names(context, option.completes, current, [])
+    return list(filter(None, option.choices)) if option.choices else _names(context, option.completes, current, [])
 
 
 def _kind_at(command: Command, index: int) -> str:

@@ -12,20 +12,19 @@ from flexd.client.client import path_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
-
+    from flexd.cli.command import Arguments
     from flexd.cli.context import Context
     from flexd.client.client import Client
 
 _ORDER = ("architecture", "creation_date", "expiry_date", "properties", "templates")
 
 
-def _metadata_path(context: Context, args: argparse.Namespace) -> tuple[Client, str]:
+def _metadata_path(context: Context, args: Arguments) -> tuple[Client, str]:
     client, name = context.resolve(args.instance)
     return client, path_of("instances", name, "metadata")
 
 
-def _show_metadata(context: Context, args: argparse.Namespace) -> None:
+def _show_metadata(context: Context, args: Arguments) -> None:
     from flexd.cli.yamltext import dump
 
     client, path = _metadata_path(context, args)
@@ -33,7 +32,7 @@ def _show_metadata(context: Context, args: argparse.Namespace) -> None:
     print(dump({key: metadata[key] for key in _ORDER if key in metadata}), end="")
 
 
-def _edit_metadata(context: Context, args: argparse.Namespace) -> None:
+def _edit_metadata(context: Context, args: Arguments) -> None:
     from flexd.cli.edit import edit_document
 
     client, path = _metadata_path(context, args)
@@ -49,40 +48,40 @@ def _edit_metadata(context: Context, args: argparse.Namespace) -> None:
     edit_document(document, "The image metadata that this instance was made with, as YAML.", apply)
 
 
-def _list_templates(context: Context, args: argparse.Namespace) -> None:
+def _list_templates(context: Context, args: Arguments) -> None:
     client, path = _metadata_path(context, args)
     print("\n".join(sorted(client.get(f"{path}/templates"))))
 
 
-def _show_template(context: Context, args: argparse.Namespace) -> None:
+def _show_template(context: Context, args: Arguments) -> None:
     sys.stdout.write(_read_template(context, args))
 
 
-def _read_template(context: Context, args: argparse.Namespace) -> str:
+def _read_template(context: Context, args: Arguments) -> str:
     client, path = _metadata_path(context, args)
     return client.open("GET", f"{path}/templates", query={"path": args.template}).read().decode(errors="replace")
 
 
-def _write_template(context: Context, args: argparse.Namespace, text: str) -> None:
+def _write_template(context: Context, args: Arguments, text: str) -> None:
     client, path = _metadata_path(context, args)
     client.request("POST", f"{path}/templates", text.encode(), query={"path": args.template})
 
 
-def _create_template(context: Context, args: argparse.Namespace) -> None:
+def _create_template(context: Context, args: Arguments) -> None:
     client, path = _metadata_path(context, args)
     if args.template in client.get(f"{path}/templates"):
         raise CliError(f"A template with the name {args.template} exists already")
     _write_template(context, args, "")
 
 
-def _edit_template(context: Context, args: argparse.Namespace) -> None:
+def _edit_template(context: Context, args: Arguments) -> None:
     from flexd.cli.edit import edit_text
 
     text = edit_text(_read_template(context, args), ".tpl") if sys.stdin.isatty() else sys.stdin.read()
     _write_template(context, args, text)
 
 
-def _delete_template(context: Context, args: argparse.Namespace) -> None:
+def _delete_template(context: Context, args: Arguments) -> None:
     client, path = _metadata_path(context, args)
     client.request("DELETE", f"{path}/templates", query={"path": args.template})
 

@@ -15,14 +15,14 @@ from flexd.client.client import path_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
     from typing import Any
 
+    from flexd.cli.command import Arguments
     from flexd.cli.context import Context
     from flexd.client.client import Client
 
 
-def _locate(context: Context, args: argparse.Namespace) -> tuple[Client, str, str]:
+def _locate(context: Context, args: Arguments) -> tuple[Client, str, str]:
     client, fingerprint = context.resolve(args.fingerprint)
     return client, path_of("certificates", fingerprint), fingerprint
 
@@ -37,7 +37,7 @@ _CERTIFICATE = verbs.Entity(
 )
 
 
-def _list(context: Context, args: argparse.Namespace) -> None:
+def _list(context: Context, args: Arguments) -> None:
     certificates = only_remote(context, args.remote).get("/1.0/certificates", {"recursion": "1"})
     rows = sorted((_row(each) for each in certificates), key=natural_key)
     header = ["type", "name", "common name", "fingerprint", "issue date", "expiry date"]
@@ -58,7 +58,7 @@ def _validity(certificate: Any) -> tuple[Any, Any]:
     return certificate.not_valid_before_utc, certificate.not_valid_after_utc
 
 
-def _add(context: Context, args: argparse.Namespace) -> None:
+def _add(context: Context, args: Arguments) -> None:
     words = list(args.word)
     client = only_remote(context, words.pop(0)) if words and words[0].endswith(":") else context.client()
     if len(words) > 1:
@@ -104,7 +104,7 @@ def _add_token(client: Client, body: dict[str, Any]) -> None:
     print(f"Client {name} certificate add token:\n{b2a_base64(json.dumps(token).encode(), newline=False).decode()}")
 
 
-def _remove(context: Context, args: argparse.Namespace) -> None:
+def _remove(context: Context, args: Arguments) -> None:
     client, path, _ = _locate(context, args)
     client.request("DELETE", path)
 

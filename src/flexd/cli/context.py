@@ -12,17 +12,17 @@ from flexd.client.endpoint import UnixEndpoint
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Callable, Mapping
     from typing import Any, BinaryIO
 
+    from flexd.cli.command import Arguments
     from flexd.client.endpoint import Endpoint
 
 
 class Context:
     """Made once per run from the global options."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: Arguments) -> None:
         self.project: str = options.project
         self.quiet: bool = options.quiet
         self.verbose: bool = options.verbose or options.debug

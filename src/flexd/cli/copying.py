@@ -9,9 +9,9 @@ from flexd.cli.keyvalue import parse_devices
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
     from typing import Any
 
+    from flexd.cli.command import Arguments
     from flexd.cli.context import Context
 
 COMMON_OPTIONS = (
@@ -41,7 +41,7 @@ def check_same_server(context: Context, source: str, target: str) -> str:
     return new_name
 
 
-def changed_devices(found: dict[str, Any], args: argparse.Namespace) -> dict[str, dict[str, str]]:
+def changed_devices(found: dict[str, Any], args: Arguments) -> dict[str, dict[str, str]]:
     """The instance's own devices with what `-d` and `-s` change; those of its profiles are overridden."""
     devices: dict[str, dict[str, str]] = dict(found["devices"])
     expanded = found.get("expanded_devices") or {}

@@ -13,9 +13,9 @@ from flexd.client.errors import ClientError, NotFoundError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
     from typing import Any
 
+    from flexd.cli.command import Arguments
     from flexd.cli.context import Context
     from flexd.client.client import Client
 
@@ -36,7 +36,7 @@ OPTIONS = (
 )
 
 
-def create_instance(context: Context, args: argparse.Namespace) -> tuple[Client, str]:
+def create_instance(context: Context, args: Arguments) -> tuple[Client, str]:
     """Create what the words say; the server and the name of the new instance."""
     image, name = (None, args.name or args.image) if args.empty else (args.image, args.name)
     if args.empty and args.name:
@@ -60,7 +60,7 @@ def create_instance(context: Context, args: argparse.Namespace) -> tuple[Client,
     return client, created
 
 
-def _request(client: Client, args: argparse.Namespace, instance: str) -> dict[str, Any]:
+def _request(client: Client, args: Arguments, instance: str) -> dict[str, Any]:
     """The body of the POST: what standard input describes, changed by the options."""
     given = _from_stdin()
     profiles = [] if args.no_profiles else args.profile or given.get("profiles")

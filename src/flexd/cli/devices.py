@@ -9,9 +9,9 @@ from flexd.cli.keyvalue import apply_changes, parse_pairs, parse_settings, remov
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
     from typing import Any
 
+    from flexd.cli.command import Arguments
     from flexd.cli.context import Context
     from flexd.cli.entity import Entity
 
@@ -39,7 +39,7 @@ def device_group(entity: Entity, *more: Command) -> Group:
 
 
 def _add(entity: Entity) -> Command:
-    def run(context: Context, args: argparse.Namespace) -> None:
+    def run(context: Context, args: Arguments) -> None:
         def change(value: dict[str, Any], _: str) -> None:
             if args.device in value["devices"]:
                 raise CliError("The device already exists")
@@ -67,7 +67,7 @@ def _words(entity: Entity) -> str:
 
 
 def _get(entity: Entity) -> Command:
-    def run(context: Context, args: argparse.Namespace) -> None:
+    def run(context: Context, args: Arguments) -> None:
         client, path, _ = entity.locate(context, args)
         print(own_device(client.get(path), args.device, "retrieved for").get(args.key, ""))
 
@@ -75,7 +75,7 @@ def _get(entity: Entity) -> Command:
 
 
 def _list(entity: Entity) -> Command:
-    def run(context: Context, args: argparse.Namespace) -> None:
+    def run(context: Context, args: Arguments) -> None:
         client, path, _ = entity.locate(context, args)
         print("\n".join(sorted(client.get(path)["devices"])))
 
@@ -83,7 +83,7 @@ def _list(entity: Entity) -> Command:
 
 
 def _remove(entity: Entity) -> Command:
-    def run(context: Context, args: argparse.Namespace) -> None:
+    def run(context: Context, args: Arguments) -> None:
         def change(value: dict[str, Any], _: str) -> None:
             for name in args.device:
                 own_device(value, name, "removed from")
@@ -97,7 +97,7 @@ def _remove(entity: Entity) -> Command:
 
 
 def _set(entity: Entity) -> Command:
-    def run(context: Context, args: argparse.Namespace) -> None:
+    def run(context: Context, args: Arguments) -> None:
         changes = parse_settings(args.setting)
         entity.change(
             context, args, lambda value, _: apply_changes(own_device(value, args.device, "modified for"), changes)
@@ -108,7 +108,7 @@ def _set(entity: Entity) -> Command:
 
 
 def _show(entity: Entity) -> Command:
-    def run(context: Context, args: argparse.Namespace) -> None:
+    def run(context: Context, args: Arguments) -> None:
         from flexd.cli.yamltext import dump
 
         client, path, _ = entity.locate(context, args)
@@ -118,7 +118,7 @@ def _show(entity: Entity) -> Command:
 
 
 def _unset(entity: Entity) -> Command:
-    def run(context: Context, args: argparse.Namespace) -> None:
+    def run(context: Context, args: Arguments) -> None:
         def change(value: dict[str, Any], _: str) -> None:
             remove_key(own_device(value, args.device, "modified for"), args.key, args.device)
 

@@ -8,15 +8,15 @@ from flexd.cli.keyvalue import apply_changes, parse_settings, remove_key
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Callable, Sequence
     from typing import Any
 
+    from flexd.cli.command import Arguments
     from flexd.cli.context import Context
     from flexd.client.client import Client
 
     # Finds the thing that the positionals name: its server, its path, and what to call it in messages.
-    Locate = Callable[[Context, argparse.Namespace], tuple[Client, str, str]]
+    Locate = Callable[[Context, Arguments], tuple[Client, str, str]]
 
 
 class Entity:
@@ -53,7 +53,7 @@ class Entity:
         body = {key: value[key] for key in self.writable if key in value}
         context.perform(client, "PUT", path, body, etag=etag)
 
-    def change(self, context: Context, args: argparse.Namespace, edit: Callable[[dict[str, Any], str], None]) -> str:
+    def change(self, context: Context, args: Arguments, edit: Callable[[dict[str, Any], str], None]) -> str:
         """Read, change, and write back unless somebody else wrote meanwhile; returns the thing's name."""
         client, path, label = self.locate(context, args)
         reply = client.request("GET", path)
@@ -65,7 +65,7 @@ class Entity:
         self,
         name: str,
         summary: str,
-        run: Callable[[Context, argparse.Namespace], int | None],
+        run: Callable[[Context, Arguments], int | None],
         usage: str = "",
         positionals: Sequence[Positional] = (),
         options: Sequence[Option] = (),
@@ -88,7 +88,7 @@ class Entity:
 def show(entity: Entity, only_writable: bool = False) -> Command:
     """Print it as YAML."""
 
-    def run(context: Context, args: argparse.Namespace) -> None:
+    def run(context: Context, args: Arguments) -> None:
         from flexd.cli.yamltext import dump
 
         client, path, _ = entity.locate(context, args)
@@ -101,7 +101,7 @@ def show(entity: Entity, only_writable: bool = False) -> Command:
 def edit(entity: Entity) -> Command:
     """Open it in an editor, or take it from standard input."""
 
-    def run(context: Context, args: argparse.Namespace) -> None:
+    def run(context: Context, args: Arguments) -> None:
         from flexd.cli.edit import edit_document
 
         client, path, label = entity.locate(context, args)
@@ -120,7 +120,7 @@ def edit(entity: Entity) -> Command:
 def get(entity: Entity) -> Command:
     """Print one key."""
 
-    def run(context: Context, args: argparse.Namespace) -> None:
+    def run(context: Context, args: Arguments) -> None:
         client, path, _ = entity.locate(context, args)
         print(client.get(path)["config"].get(args.key, ""))
 
@@ -130,7 +130,7 @@ def get(entity: Entity) -> Command:
 def set_(entity: Entity, examples: Sequence[tuple[str, str]] = ()) -> Command:
     """Set keys."""
 
-    def run(context: Context, args: argparse.Namespace) -> None:
+    def run(context: Context, args: Arguments) -> None:
         changes = parse_settings(args.setting)
         entity.change(context, args, lambda value, _: apply_changes(value["config"], changes))
 
@@ -141,7 +141,7 @@ def set_(entity: Entity, examples: Sequence[tuple[str, str]] = ()) -> Command:
 def unset(entity: Entity) -> Command:
     """Remove a key."""
 
-    def run(context: Context, args: argparse.Namespace) -> None:
+    def run(context: Context, args: Arguments) -> None:
         entity.change(context, args, lambda value, label: remove_key(value["config"], args.key, label))
 
     return entity.command("unset", "Remove a configuration key", run, "<key>", [Positional("key")])
@@ -150,7 +150,7 @@ def unset(entity: Entity) -> Command:
 def rename(entity: Entity) -> Command:
     """Give it another name."""
 
-    def run(context: Context, args: argparse.Namespace) -> None:
+    def run(context: Context, args: Arguments) -> None:
         client, path, label = entity.locate(context, args)
         context.perform(client, "POST", path, {"name": args.new_name})
         context.say(f"{entity.noun.capitalize()} {label} renamed to {args.new_name}")
@@ -162,7 +162,7 @@ def rename(entity: Entity) -> Command:
 def delete(entity: Entity) -> Command:
     """Remove it."""
 
-    def run(context: Context, args: argparse.Namespace) -> None:
+    def run(context: Context, args: Arguments) -> None:
         client, path, label = entity.locate(context, args)
         context.perform(client, "DELETE", path)
         context.say(f"{entity.noun.capitalize()} {label} deleted")

@@ -78,7 +78,7 @@ def option_row(option: Option) -> tuple[str, str]:
         flags = f"    {flags}"
     if option.bare:
         flags += f'[="{option.bare}"]'
-    return flags, str(option.settings.get("help", ""))
+    return flags, option.help
 
 
 def _columns(rows: Iterable[tuple[str, str]]) -> str:

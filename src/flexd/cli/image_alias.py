@@ -11,9 +11,9 @@ from flexd.client.errors import NotFoundError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Iterable
 
+    from flexd.cli.command import Arguments
     from flexd.cli.context import Context
     from flexd.client.client import Client
 
@@ -31,23 +31,23 @@ def point_aliases(client: Client, names: Iterable[str], fingerprint: str) -> Non
             client.request("PUT", path, {"description": alias["description"], "target": fingerprint})
 
 
-def _create(context: Context, args: argparse.Namespace) -> None:
+def _create(context: Context, args: Arguments) -> None:
     client, name = context.resolve(args.alias)
     target = find_image(client, args.fingerprint)
     client.request("POST", "/1.0/images/aliases", {"name": name, "description": "", "target": target})
 
 
-def _delete(context: Context, args: argparse.Namespace) -> None:
+def _delete(context: Context, args: Arguments) -> None:
     client, name = context.resolve(args.alias)
     client.request("DELETE", path_of("images", "aliases", name))
 
 
-def _rename(context: Context, args: argparse.Namespace) -> None:
+def _rename(context: Context, args: Arguments) -> None:
     client, name = context.resolve(args.alias)
     client.request("POST", path_of("images", "aliases", name), {"name": args.new_name})
 
 
-def _list(context: Context, args: argparse.Namespace) -> None:
+def _list(context: Context, args: Arguments) -> None:
     words = list(args.filter)
     remote = context.split(words.pop(0))[0] if words and words[0].endswith(":") else ""
     aliases = context.client(remote).get("/1.0/images/aliases", {"recursion": "1"})

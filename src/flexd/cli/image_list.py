@@ -10,10 +10,10 @@ from flexd.cli.table import natural_key, print_list
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Callable, Mapping
     from typing import Any
 
+    from flexd.cli.command import Arguments
     from flexd.cli.context import Context
 
     Image = Mapping[str, Any]
@@ -44,7 +44,7 @@ _COLUMNS: dict[str, tuple[str, Callable[[Image], str]]] = {
 _DEFAULT_COLUMNS = "lfpdatsu"
 
 
-def _run(context: Context, args: argparse.Namespace) -> None:
+def _run(context: Context, args: Arguments) -> None:
     letters = args.columns.replace(",", "")
     unknown = set(letters) - set(_COLUMNS)
     if unknown:

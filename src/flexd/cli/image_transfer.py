@@ -14,9 +14,9 @@ from flexd.client.client import path_of, quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
     from typing import Any
 
+    from flexd.cli.command import Arguments
     from flexd.cli.context import Context
     from flexd.client.client import Client
 
@@ -29,11 +29,13 @@ def _fingerprint(operation: Any) -> str:
     return str(metadata.get("fingerprint", ""))
 
 
-def _build(context: Context, args: argparse.Namespace) -> None:
+def _build(context: Context, args: Arguments) -> None:
     remote, name = context.split(args.name)
     client = context.client(remote)
-    names = args.alias or [f"{name}/{args.variant}" if args.variant else name]
-    source = {"type": "build", "name": name, **({"variant": args.variant} if args.variant else {})}
+    if args.variant:
+        name = f"{name}/{args.variant}"  # the server takes it as part of the name
+    names = args.alias or [name]
+    source = {"type": "build", "name": name}
     # A name that stands for an older build is moved once the new one is there; until then that one stays in use.
     fresh = [alias for alias in names if not client.exists(path_of("images", "aliases", alias))]
     body = {
@@ -51,7 +53,7 @@ def _build(context: Context, args: argparse.Namespace) -> None:
     context.say(f"Launch it with: flexc launch {names[0]} first")
 
 
-def _import(context: Context, args: argparse.Namespace) -> None:
+def _import(context: Context, args: Arguments) -> None:
     rootfs, client, properties = _import_words(context, args.word)
     if args.file.startswith(("https://", "http://")):
         operation = _import_url(context, client, args, properties)
@@ -79,7 +81,7 @@ def _import_words(context: Context, words: list[str]) -> tuple[str, Client, dict
     return rootfs, context.client(remote), parse_pairs(pairs)
 
 
-def _import_url(context: Context, client: Client, args: argparse.Namespace, properties: dict[str, str]) -> Any:
+def _import_url(context: Context, client: Client, args: Arguments, properties: dict[str, str]) -> Any:
     body = {
         "source": {"type": "url", "mode": "pull", "url": args.file},
         "public": args.public,
@@ -88,7 +90,7 @@ def _import_url(context: Context, client: Client, args: argparse.Namespace, prop
     return context.perform(client, "POST", "/1.0/images", body, label="Importing the image")
 
 
-def _import_directory(context: Context, client: Client, args: argparse.Namespace, properties: dict[str, str]) -> Any:
+def _import_directory(context: Context, client: Client, args: Arguments, properties: dict[str, str]) -> Any:
     import subprocess
     import tempfile
 
@@ -106,7 +108,7 @@ def _import_directory(context: Context, client: Client, args: argparse.Namespace
 
 
 def _import_files(
-    context: Context, client: Client, file: str, rootfs: str, args: argparse.Namespace, properties: dict[str, str]
+    context: Context, client: Client, file: str, rootfs: str, args: Arguments, properties: dict[str, str]
 ) -> Any:
     from flexd.cli.upload import Multipart, send, upload_file
 
@@ -124,7 +126,7 @@ def _import_files(
     return send(context, client, "/1.0/images", parts, parts.size, headers, label)  # type: ignore[arg-type]
 
 
-def _export(context: Context, args: argparse.Namespace) -> None:
+def _export(context: Context, args: Arguments) -> None:
     from flexd.cli.image_export import export_image
 
     client, name = context.resolve(args.image)
@@ -133,7 +135,7 @@ def _export(context: Context, args: argparse.Namespace) -> None:
     context.say("Image exported successfully!")
 
 
-def _copy(context: Context, args: argparse.Namespace) -> None:
+def _copy(context: Context, args: Arguments) -> None:
     remote, name = context.split(args.image)
     new_remote, rest = context.split(args.target)
     if rest or not args.target.endswith(":"):

@@ -9,8 +9,7 @@ from flexd.client.client import path_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
-
+    from flexd.cli.command import Arguments
     from flexd.cli.context import Context
     from flexd.client.client import Client
 
@@ -21,7 +20,7 @@ def instance_path(name: str) -> str:
     return path_of("instances", instance, "snapshots", snapshot) if slash else path_of("instances", instance)
 
 
-def _locate(context: Context, args: argparse.Namespace) -> tuple[Client, str, str]:
+def _locate(context: Context, args: Arguments) -> tuple[Client, str, str]:
     client, name = context.resolve(args.instance)
     return client, instance_path(name), name
 

@@ -12,9 +12,9 @@ from flexd.client.errors import ClientError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Sequence
 
+    from flexd.cli.command import Arguments
     from flexd.cli.context import Context
     from flexd.client.client import Client
 
@@ -33,7 +33,7 @@ def state_command(
 ) -> Command:
     """One of the four commands."""
 
-    def run(context: Context, args: argparse.Namespace) -> None:
+    def run(context: Context, args: Arguments) -> None:
         change_states(context, args, action)
 
     usage = "[<remote>:]<instance> [[<remote>:]<instance>...]"
@@ -41,7 +41,7 @@ def state_command(
     return Command(name, summary, run, usage, positionals, options, examples=examples)
 
 
-def change_states(context: Context, args: argparse.Namespace, action: str) -> None:
+def change_states(context: Context, args: Arguments, action: str) -> None:
     """Do it for every named instance, also if one of them fails."""
     targets = _targets(context, args, action)
     console = bool(getattr(args, "console", ""))
@@ -62,7 +62,7 @@ def change_states(context: Context, args: argparse.Namespace, action: str) -> No
         attach_console(*targets[0])
 
 
-def _targets(context: Context, args: argparse.Namespace, action: str) -> list[tuple[Client, str]]:
+def _targets(context: Context, args: Arguments, action: str) -> list[tuple[Client, str]]:
     if not args.all:
         if not args.instance:
             raise UsageError("Invalid number of arguments: <instance> missing (or say --all)")
@@ -78,7 +78,7 @@ def _targets(context: Context, args: argparse.Namespace, action: str) -> list[tu
     return targets
 
 
-def change_state(context: Context, client: Client, name: str, action: str, args: argparse.Namespace | None) -> None:
+def change_state(context: Context, client: Client, name: str, action: str, args: Arguments | None) -> None:
     """PUT the state and wait. A frozen instance is started by thawing it."""
     stateful = bool(getattr(args, "stateful", False))
     if action == "start":

@@ -17,10 +17,10 @@ from flexd.client.errors import ClientError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Callable, Mapping
     from typing import Any
 
+    from flexd.cli.command import Arguments
     from flexd.cli.context import Context
     from flexd.client.client import Client
 
@@ -37,7 +37,7 @@ _COLUMNS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
 _DEFAULT_COLUMNS = "tndcu"
 
 
-def _list(context: Context, args: argparse.Namespace) -> None:
+def _list(context: Context, args: Arguments) -> None:
     letters = args.columns.replace(",", "")
     unknown = set(letters) - set(_COLUMNS)
     if unknown:
@@ -68,18 +68,18 @@ def _usage(client: Client, pool: str, volume: Mapping[str, Any]) -> str:
     return size_iec((state.get("usage") or {}).get("used", 0))
 
 
-def _create(context: Context, args: argparse.Namespace) -> None:
+def _create(context: Context, args: Arguments) -> None:
     client, pool = context.resolve(args.pool)
     body = {"name": args.volume, "description": "", "content_type": args.type, "config": parse_pairs(args.setting)}
     context.perform(client, "POST", path_of("storage-pools", pool, "volumes", "custom"), body, query=_target(args))
     context.say(f"Storage volume {args.volume} created")
 
 
-def _target(args: argparse.Namespace) -> dict[str, str] | None:
+def _target(args: Arguments) -> dict[str, str] | None:
     return {"target": args.target} if args.target else None
 
 
-def _info(context: Context, args: argparse.Namespace) -> None:
+def _info(context: Context, args: Arguments) -> None:
     client, path, _ = VOLUME.locate(context, args)
     volume = client.get(path)
     print(f"Name: {volume['name']}")
@@ -96,7 +96,7 @@ def _info(context: Context, args: argparse.Namespace) -> None:
         print(f"Created: {utc_time(volume['created_at'])}")
 
 
-def _rename(context: Context, args: argparse.Namespace) -> None:
+def _rename(context: Context, args: Arguments) -> None:
     client, path, label = VOLUME.locate(context, args)
     kind, old = split_volume(args.volume)
     new_kind, new = split_volume(args.new_name)
@@ -106,17 +106,17 @@ def _rename(context: Context, args: argparse.Namespace) -> None:
     context.say(f'Renamed storage volume from "{label}" to "{args.new_name}"')
 
 
-def _attach(context: Context, args: argparse.Namespace) -> None:
+def _attach(context: Context, args: Arguments) -> None:
     _attach_to(context, args, INSTANCE, args.instance)
 
 
-def _attach_profile(context: Context, args: argparse.Namespace) -> None:
+def _attach_profile(context: Context, args: Arguments) -> None:
     from flexd.cli.commands.profile import PROFILE
 
     _attach_to(context, args, PROFILE, args.profile)
 
 
-def _attach_to(context: Context, args: argparse.Namespace, owner: verbs.Entity, name: str) -> None:
+def _attach_to(context: Context, args: Arguments, owner: verbs.Entity, name: str) -> None:
     """`[<device>] [<path>]`: with one word only, that is the path, and the device has the volume's name."""
     client, pool = context.resolve(args.pool)
     device, path = (args.device, args.path) if args.path else (args.volume, args.device)
@@ -135,17 +135,17 @@ def _attach_to(context: Context, args: argparse.Namespace, owner: verbs.Entity, 
     owner.change(context, args, change)
 
 
-def _detach(context: Context, args: argparse.Namespace) -> None:
+def _detach(context: Context, args: Arguments) -> None:
     _detach_from(context, args, INSTANCE, args.instance)
 
 
-def _detach_profile(context: Context, args: argparse.Namespace) -> None:
+def _detach_profile(context: Context, args: Arguments) -> None:
     from flexd.cli.commands.profile import PROFILE
 
     _detach_from(context, args, PROFILE, args.profile)
 
 
-def _detach_from(context: Context, args: argparse.Namespace, owner: verbs.Entity, name: str) -> None:
+def _detach_from(context: Context, args: Arguments, owner: verbs.Entity, name: str) -> None:
     _, pool = context.resolve(args.pool)
     wanted = {"type": "disk", "pool": pool, "source": args.volume}
 

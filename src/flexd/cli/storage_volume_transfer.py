@@ -14,9 +14,9 @@ from flexd.client.client import path_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
     from typing import Any
 
+    from flexd.cli.command import Arguments
     from flexd.cli.context import Context
 
 
@@ -29,7 +29,7 @@ def _split(context: Context, word: str) -> tuple[str, str, str]:
     return remote, pool, volume
 
 
-def _copy(context: Context, args: argparse.Namespace) -> None:
+def _copy(context: Context, args: Arguments) -> None:
     remote, pool, volume = _split(context, args.source)
     new_remote, new_pool, new_volume = _split(context, args.target_volume)
     if new_remote != remote:
@@ -51,7 +51,7 @@ def _copy(context: Context, args: argparse.Namespace) -> None:
     context.say("Storage volume copied successfully!")
 
 
-def _move(context: Context, args: argparse.Namespace) -> None:
+def _move(context: Context, args: Arguments) -> None:
     remote, pool, volume = _split(context, args.source)
     new_remote, new_pool, new_volume = _split(context, args.target_volume)
     if new_remote != remote:
@@ -62,7 +62,7 @@ def _move(context: Context, args: argparse.Namespace) -> None:
     context.say("Storage volume moved successfully!")
 
 
-def _snapshot(context: Context, args: argparse.Namespace) -> None:
+def _snapshot(context: Context, args: Arguments) -> None:
     client, path, _ = VOLUME.locate(context, args)
     if args.reuse and args.snapshot and client.exists(f"{path}/snapshots/{args.snapshot}"):
         context.perform(client, "DELETE", f"{path}/snapshots/{args.snapshot}")
@@ -72,13 +72,13 @@ def _snapshot(context: Context, args: argparse.Namespace) -> None:
     context.perform(client, "POST", f"{path}/snapshots", body)
 
 
-def _restore(context: Context, args: argparse.Namespace) -> None:
+def _restore(context: Context, args: Arguments) -> None:
     client, path, _ = VOLUME.locate(context, args)
     reply = client.request("GET", path)
     context.perform(client, "PUT", path, {"restore": args.snapshot}, etag=reply.etag)
 
 
-def _export(context: Context, args: argparse.Namespace) -> None:
+def _export(context: Context, args: Arguments) -> None:
     client, path, label = VOLUME.locate(context, args)
     body = {
         "name": "",
@@ -96,7 +96,7 @@ def _export(context: Context, args: argparse.Namespace) -> None:
     context.say("Backup exported successfully!")
 
 
-def _import(context: Context, args: argparse.Namespace) -> None:
+def _import(context: Context, args: Arguments) -> None:
     client, pool = context.resolve(args.pool)
     name = args.name or os.path.basename(args.file).split(".")[0]
     path = path_of("storage-pools", pool, "volumes", "custom")

@@ -9,8 +9,7 @@ from flexd.client.client import path_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
-
+    from flexd.cli.command import Arguments
     from flexd.cli.context import Context
     from flexd.client.client import Client
 
@@ -30,7 +29,7 @@ def volume_path(pool: str, kind: str, name: str) -> str:
     return f"{path}/snapshots/{snapshot}" if slash else path
 
 
-def _locate(context: Context, args: argparse.Namespace) -> tuple[Client, str, str]:
+def _locate(context: Context, args: Arguments) -> tuple[Client, str, str]:
     client, pool = context.resolve(args.pool)
     return client, volume_path(pool, *split_volume(args.volume)), args.volume
 

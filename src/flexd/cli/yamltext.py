@@ -20,6 +20,7 @@ _BOOLEANS = frozenset(
     ("auto_update", "cached", "create_only", "ephemeral", "live", "managed", "public", "restricted", "stateful")
 )
 _TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False, "": False}
+_SORTED = frozenset(("config", "devices", "expanded_config", "expanded_devices", "properties"))
 _MAPPINGS = frozenset(("config", "devices", "properties", "remotes", "aliases"))
 _LISTS = frozenset(("profiles", "networks", "storage_pools", "projects", "entries", "ingress", "egress", "ports"))
 
@@ -62,19 +63,13 @@ def dump(document: Any) -> str:
     return text.removesuffix("...\n")
 
 
-def _sorted_config(value: Any) -> Any:
+def _sorted_config(value: Any, within: bool = False) -> Any:
     if isinstance(value, dict):
-        return {
-            key: _sorted_config(dict(sorted(each.items())) if _is_config(key, each) else each)
-            for key, each in value.items()
-        }
+        pairs = sorted(value.items()) if within else value.items()
+        return {key: _sorted_config(each, within or key in _SORTED) for key, each in pairs}
     if isinstance(value, list):
         return [_sorted_config(each) for each in value]
     return value
-
-
-def _is_config(key: Any, value: Any) -> bool:
-    return isinstance(value, dict) and key in ("config", "devices", "expanded_config", "expanded_devices", "properties")
 
 
 def load(text: str, source: str = "the document") -> Any:

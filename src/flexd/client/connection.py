@@ -8,13 +8,14 @@ Not `http.client`: importing it costs 18 ms (its header parser is the e-mail pac
 from __future__ import annotations
 
 import select
-import socket
 from collections.abc import Iterator
 
 from flexd.client.errors import ConnectionFailed
 
 TYPE_CHECKING = False  # `typing` itself costs 3 ms of the command's start
 if TYPE_CHECKING:
+    import _socket
+    import socket
     from collections.abc import Callable, Mapping
     from typing import BinaryIO
 
@@ -28,7 +29,7 @@ _MAX_HEADER_BYTES = 64 * 1024
 class Wire:
     """A connected socket and the bytes that were read from it but not used yet."""
 
-    def __init__(self, sock: socket.socket, address: str) -> None:
+    def __init__(self, sock: socket.socket | _socket.socket, address: str) -> None:
         self.sock = sock
         self.address = address
         self.buffer = bytearray()
@@ -218,7 +219,9 @@ class Connection:
         self._response = None
 
 
-def _send_stream(sock: socket.socket, stream: BinaryIO, chunked: bool, on_sent: Callable[[int], None] | None) -> None:
+def _send_stream(
+    sock: socket.socket | _socket.socket, stream: BinaryIO, chunked: bool, on_sent: Callable[[int], None] | None
+) -> None:
     sent = 0
     while data := stream.read(CHUNK_BYTES):
         sock.sendall(b"%x\r\n%b\r\n" % (len(data), data) if chunked else data)

@@ -7,12 +7,11 @@ from flexd.cli.command import Command, Positional
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
-
+    from flexd.cli.command import Arguments
     from flexd.cli.context import Context
 
 
-def _run(context: Context, args: argparse.Namespace) -> None:
+def _run(context: Context, args: Arguments) -> None:
     from flexd.cli.complete import complete_line
 
     for candidate in complete_line(context, args.line):

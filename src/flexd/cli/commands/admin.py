@@ -12,8 +12,7 @@ from flexd.client.errors import ConnectionFailed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
-
+    from flexd.cli.command import Arguments
     from flexd.cli.context import Context
     from flexd.client.client import Client
 
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 _RETRY_S = 0.05
 
 
-def _init(context: Context, args: argparse.Namespace) -> None:
+def _init(context: Context, args: Arguments) -> None:
     from flexd.cli.preseed import Preseed, auto_document, dump_server
 
     client = context.client()
@@ -41,7 +40,7 @@ def _init(context: Context, args: argparse.Namespace) -> None:
         context.say(line)
 
 
-def _listen_address(args: argparse.Namespace) -> str:
+def _listen_address(args: Arguments) -> str:
     if not args.network_address:
         return ""
     host = f"[{args.network_address}]" if ":" in args.network_address.strip("[]") else args.network_address
@@ -69,7 +68,7 @@ def _agree(client: Client) -> bool:
     return confirm("Go ahead (yes/no)? ")
 
 
-def _wait_ready(context: Context, args: argparse.Namespace) -> None:
+def _wait_ready(context: Context, args: Arguments) -> None:
     deadline = time.monotonic() + args.timeout if args.timeout else None
     client = context.client()
     while True:

@@ -9,12 +9,11 @@ from flexd.cli.table import natural_key, print_list
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
-
+    from flexd.cli.command import Arguments
     from flexd.cli.context import Context
 
 
-def _add(context: Context, args: argparse.Namespace) -> None:
+def _add(context: Context, args: Arguments) -> None:
     from flexd.cli.commands import load
 
     aliases = context.config.aliases
@@ -26,19 +25,19 @@ def _add(context: Context, args: argparse.Namespace) -> None:
     context.config.save()
 
 
-def _list(context: Context, args: argparse.Namespace) -> None:
+def _list(context: Context, args: Arguments) -> None:
     aliases = context.config.aliases
     rows = sorted(([name, target] for name, target in aliases.items()), key=natural_key)
     print_list(args.format, ["alias", "target"], rows, aliases)
 
 
-def _remove(context: Context, args: argparse.Namespace) -> None:
+def _remove(context: Context, args: Arguments) -> None:
     if context.config.aliases.pop(args.alias, None) is None:
         raise CliError(f"Alias {args.alias} doesn't exist")
     context.config.save()
 
 
-def _rename(context: Context, args: argparse.Namespace) -> None:
+def _rename(context: Context, args: Arguments) -> None:
     aliases = context.config.aliases
     if args.alias not in aliases:
         raise CliError(f"Alias {args.alias} doesn't exist")

@@ -7,8 +7,7 @@ from flexd.cli.command import Command, Group
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
-
+    from flexd.cli.command import Arguments
     from flexd.cli.context import Context
 
 # Both scripts only ask `flexc _complete`, so they needn't change when commands do.
@@ -50,11 +49,11 @@ compdef _flexc flexc
 """
 
 
-def _bash(context: Context, args: argparse.Namespace) -> None:  # noqa: ARG001
+def _bash(context: Context, args: Arguments) -> None:  # noqa: ARG001
     print(_BASH, end="")
 
 
-def _zsh(context: Context, args: argparse.Namespace) -> None:  # noqa: ARG001
+def _zsh(context: Context, args: Arguments) -> None:  # noqa: ARG001
     print(_ZSH, end="")
 
 

@@ -13,9 +13,9 @@ from flexd.cli.keyvalue import apply_changes, parse_pairs, parse_settings, remov
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
     from typing import Any
 
+    from flexd.cli.command import Arguments
     from flexd.cli.context import Context
     from flexd.client.client import Client
 
@@ -38,7 +38,7 @@ def _put(context: Context, client: Client, path: str, value: dict[str, Any], eta
         INSTANCE.put(context, client, path, value, etag)
 
 
-def _get(context: Context, args: argparse.Namespace) -> None:
+def _get(context: Context, args: Arguments) -> None:
     words = args.word
     if len(words) > 2:
         raise UsageError("Invalid number of arguments: expected [<instance>] <key>")
@@ -48,7 +48,7 @@ def _get(context: Context, args: argparse.Namespace) -> None:
     print(config.get(words[-1], ""))
 
 
-def _set(context: Context, args: argparse.Namespace) -> None:
+def _set(context: Context, args: Arguments) -> None:
     words = list(args.word)
     named = len(words) > 1 and _is_name(words[0])
     target = words.pop(0) if named else ""
@@ -61,7 +61,7 @@ def _set(context: Context, args: argparse.Namespace) -> None:
     _put(context, client, path, reply.metadata, reply.etag)
 
 
-def _unset(context: Context, args: argparse.Namespace) -> None:
+def _unset(context: Context, args: Arguments) -> None:
     words = args.word
     if len(words) > 2:
         raise UsageError("Invalid number of arguments: expected [<instance>] <key>")
@@ -71,7 +71,7 @@ def _unset(context: Context, args: argparse.Namespace) -> None:
     _put(context, client, path, reply.metadata, reply.etag)
 
 
-def _show(context: Context, args: argparse.Namespace) -> None:
+def _show(context: Context, args: Arguments) -> None:
     from flexd.cli.yamltext import dump
 
     client, path, _ = _locate(context, args.instance)
@@ -85,7 +85,7 @@ def _show(context: Context, args: argparse.Namespace) -> None:
     print(dump({key: each for key, each in document.items() if key in (*INSTANCE.writable, "expires_at")}), end="")
 
 
-def _edit(context: Context, args: argparse.Namespace) -> None:
+def _edit(context: Context, args: Arguments) -> None:
     from flexd.cli.edit import edit_document
 
     client, path, label = _locate(context, args.instance)
@@ -99,7 +99,7 @@ def _edit(context: Context, args: argparse.Namespace) -> None:
     )
 
 
-def _override(context: Context, args: argparse.Namespace) -> None:
+def _override(context: Context, args: Arguments) -> None:
     def change(value: dict[str, Any], _: str) -> None:
         if args.device in value["devices"]:
             raise CliError("The device already exists")

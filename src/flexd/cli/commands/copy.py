@@ -10,13 +10,13 @@ from flexd.client.client import path_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
     from typing import Any
 
+    from flexd.cli.command import Arguments
     from flexd.cli.context import Context
 
 
-def _run(context: Context, args: argparse.Namespace) -> None:
+def _run(context: Context, args: Arguments) -> None:
     client, source = context.resolve(args.source)
     target = check_same_server(context, args.source, args.target_name)
     instance, _, snapshot = source.partition("/")
@@ -55,7 +55,7 @@ def _is_copied(key: str) -> bool:
     return not key.startswith("volatile.") or key == "volatile.base_image"
 
 
-def _profiles(args: argparse.Namespace, found: dict[str, Any]) -> list[str]:
+def _profiles(args: Arguments, found: dict[str, Any]) -> list[str]:
     if args.no_profiles:
         return []
     profiles: list[str] = args.profile or found["profiles"]

@@ -10,13 +10,12 @@ from flexd.client.client import path_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
-
+    from flexd.cli.command import Arguments
     from flexd.cli.context import Context
     from flexd.client.client import Client
 
 
-def _run(context: Context, args: argparse.Namespace) -> None:
+def _run(context: Context, args: Arguments) -> None:
     for word in args.instance:
         client, name = context.resolve(word)
         if args.interactive and not confirm(f"Remove {name} (yes/no): "):

@@ -10,9 +10,9 @@ from flexd.cli.keyvalue import parse_pairs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Sequence
 
+    from flexd.cli.command import Arguments
     from flexd.cli.context import Context
 
 OPTIONS = (
@@ -36,7 +36,7 @@ With input and output on a terminal the command gets one too; the exit status is
 """
 
 
-def execute(context: Context, args: argparse.Namespace, command: Sequence[str]) -> int:
+def execute(context: Context, args: Arguments, command: Sequence[str]) -> int:
     """Run a command in an instance with the options of `exec`; its exit status."""
     from flexd.client.session import run_exec
 
@@ -55,7 +55,7 @@ def execute(context: Context, args: argparse.Namespace, command: Sequence[str]) 
     return run_exec(client, instance, request, stdin, 1, 2)
 
 
-def _is_interactive(args: argparse.Namespace) -> bool:
+def _is_interactive(args: Arguments) -> bool:
     if args.force_interactive or args.mode == "interactive":
         return True
     if args.force_noninteractive or args.mode == "non-interactive":
@@ -63,7 +63,7 @@ def _is_interactive(args: argparse.Namespace) -> bool:
     return not args.disable_stdin and os.isatty(0) and os.isatty(1)
 
 
-def _run(context: Context, args: argparse.Namespace) -> int:
+def _run(context: Context, args: Arguments) -> int:
     return execute(context, args, args.command)
 
 

@@ -13,8 +13,7 @@ from flexd.cli.file_transfer import InstanceFiles, Owner, delete_tree, pull_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
-
+    from flexd.cli.command import Arguments
     from flexd.cli.context import Context
 
 
@@ -40,7 +39,7 @@ def _mode(text: str) -> int | None:
         raise UsageError(f'Invalid mode "{text}": expected octal digits, as 0644') from error
 
 
-def _push(context: Context, args: argparse.Namespace) -> None:
+def _push(context: Context, args: Arguments) -> None:
     *sources, target = args.path
     if not sources:
         raise UsageError("Invalid number of arguments: expected <source path>... [<remote>:]<instance>/<path>")
@@ -74,7 +73,7 @@ def _push_one(context: Context, files: InstanceFiles, source: str, target: str, 
         push_file(files, source, target, owner.merged(found), _shown(context))
 
 
-def _pull(context: Context, args: argparse.Namespace) -> None:
+def _pull(context: Context, args: Arguments) -> None:
     *sources, target = args.path
     if not sources:
         raise UsageError("Invalid number of arguments: expected [<remote>:]<instance>/<path>... <target path>")
@@ -104,7 +103,7 @@ def _pull_one(context: Context, files: InstanceFiles, path: str, target: str, re
     pull_file(response, target, owner, _shown(context), path)
 
 
-def _delete(context: Context, args: argparse.Namespace) -> None:
+def _delete(context: Context, args: Arguments) -> None:
     for word in args.path:
         files, _, path = _inside(context, word)
         if args.recursive:
@@ -113,7 +112,7 @@ def _delete(context: Context, args: argparse.Namespace) -> None:
             files.delete(path)
 
 
-def _edit(context: Context, args: argparse.Namespace) -> None:
+def _edit(context: Context, args: Arguments) -> None:
     files, _, path = _inside(context, args.path)
     kind, owner, response = files.open(path)
     if kind != "file":
@@ -139,7 +138,7 @@ def _edited(content: bytes, name: str) -> bytes:
             return file.read()
 
 
-def _create(context: Context, args: argparse.Namespace) -> None:
+def _create(context: Context, args: Arguments) -> None:
     files, _, path = _inside(context, args.path)
     if args.type == "symlink" and not args.target:
         raise UsageError("A symlink needs a target: flexc file create --type=symlink <instance>/<path> <target>")
@@ -155,7 +154,7 @@ def _create(context: Context, args: argparse.Namespace) -> None:
     files.write(path, args.target.encode(), Owner(args.uid or 0, args.gid or 0, mode), args.type)
 
 
-def _mount(context: Context, args: argparse.Namespace) -> None:
+def _mount(context: Context, args: Arguments) -> None:
     from flexd.cli.file_mount import listen_ssh, mount_sshfs
 
     client, rest = context.resolve(args.path)

@@ -15,15 +15,15 @@ from flexd.client.client import path_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Iterator, Mapping
     from typing import Any
 
+    from flexd.cli.command import Arguments
     from flexd.cli.context import Context
     from flexd.client.client import Client
 
 
-def _locate(context: Context, args: argparse.Namespace) -> tuple[Client, str, str]:
+def _locate(context: Context, args: Arguments) -> tuple[Client, str, str]:
     client, name = context.resolve(args.image)
     kind = "virtual-machine" if getattr(args, "vm", False) else ""
     return client, path_of("images", find_image(client, name, kind)), name
@@ -39,7 +39,7 @@ _IMAGE = verbs.Entity(
 )
 
 
-def _info(context: Context, args: argparse.Namespace) -> None:
+def _info(context: Context, args: Arguments) -> None:
     client, path, _ = _locate(context, args)
     print("\n".join(_info_lines(client.get(path))))
 
@@ -69,13 +69,13 @@ def _info_lines(image: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"    - {profile}" for profile in image["profiles"] or ())
 
 
-def _delete(context: Context, args: argparse.Namespace) -> None:
+def _delete(context: Context, args: Arguments) -> None:
     for word in args.image:
         client, name = context.resolve(word)
         context.perform(client, "DELETE", path_of("images", find_image(client, name)))
 
 
-def _refresh(context: Context, args: argparse.Namespace) -> None:
+def _refresh(context: Context, args: Arguments) -> None:
     for word in args.image:
         client, name = context.resolve(word)
         path = path_of("images", find_image(client, name), "refresh")
@@ -84,16 +84,16 @@ def _refresh(context: Context, args: argparse.Namespace) -> None:
         context.say("Image refreshed successfully!" if refreshed else "Image already up to date.")
 
 
-def _get_property(context: Context, args: argparse.Namespace) -> None:
+def _get_property(context: Context, args: Arguments) -> None:
     client, path, _ = _locate(context, args)
     print(client.get(path)["properties"].get(args.key, ""))
 
 
-def _set_property(context: Context, args: argparse.Namespace) -> None:
+def _set_property(context: Context, args: Arguments) -> None:
     _IMAGE.change(context, args, lambda value, _: value["properties"].update({args.key: args.value}))
 
 
-def _unset_property(context: Context, args: argparse.Namespace) -> None:
+def _unset_property(context: Context, args: Arguments) -> None:
     _IMAGE.change(context, args, lambda value, label: remove_key(value["properties"], args.key, label))
 
 

@@ -9,12 +9,11 @@ from flexd.cli.upload import upload_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
-
+    from flexd.cli.command import Arguments
     from flexd.cli.context import Context
 
 
-def _run(context: Context, args: argparse.Namespace) -> None:
+def _run(context: Context, args: Arguments) -> None:
     words = list(args.word)
     remote = context.split(words.pop(0))[0] if words[0].endswith(":") else ""
     if not 1 <= len(words) <= 2:

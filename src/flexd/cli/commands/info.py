@@ -12,15 +12,15 @@ from flexd.client.client import path_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Iterator, Mapping
     from typing import Any
 
+    from flexd.cli.command import Arguments
     from flexd.cli.context import Context
     from flexd.client.client import Client
 
 
-def _run(context: Context, args: argparse.Namespace) -> None:
+def _run(context: Context, args: Arguments) -> None:
     client, name = context.resolve(args.instance)
     if not name:
         _show_server(client, args)
@@ -33,7 +33,7 @@ def _run(context: Context, args: argparse.Namespace) -> None:
         _show_log(client, name)
 
 
-def _show_server(client: Client, args: argparse.Namespace) -> None:
+def _show_server(client: Client, args: Arguments) -> None:
     from flexd.cli.yamltext import dump
 
     if args.resources:

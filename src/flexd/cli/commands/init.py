@@ -8,12 +8,11 @@ from flexd.cli.create import OPTIONS, POSITIONALS, USAGE, create_instance
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
-
+    from flexd.cli.command import Arguments
     from flexd.cli.context import Context
 
 
-def _run(context: Context, args: argparse.Namespace) -> None:
+def _run(context: Context, args: Arguments) -> None:
     create_instance(context, args)
 
 

@@ -11,12 +11,11 @@ from flexd.client.errors import ClientError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
-
+    from flexd.cli.command import Arguments
     from flexd.cli.context import Context
 
 
-def _run(context: Context, args: argparse.Namespace) -> None:
+def _run(context: Context, args: Arguments) -> None:
     client, name = create_instance(context, args)
     context.say(f"Starting {name}")
     try:

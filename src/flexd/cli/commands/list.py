@@ -9,9 +9,9 @@ from flexd.cli.table import natural_key, print_list
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
     from typing import Any
 
+    from flexd.cli.command import Arguments
     from flexd.cli.context import Context
     from flexd.client.client import Client
 
@@ -35,7 +35,7 @@ Columns (-c): letters, and configuration keys as key[:TITLE][:WIDTH], devices:et
 """
 
 
-def _run(context: Context, args: argparse.Namespace) -> None:
+def _run(context: Context, args: Arguments) -> None:
     client, filters = _server_and_filters(context, args.filter)
     columns = FAST_COLUMNS if args.fast else args.columns or DEFAULT_COLUMNS
     chosen = parse_columns(columns)

@@ -12,10 +12,10 @@ from flexd.cli.errors import CliError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Mapping
     from typing import Any
 
+    from flexd.cli.command import Arguments
     from flexd.cli.context import Context
 
 _LEVELS = ("trace", "debug", "info", "warning", "error", "fatal", "panic")
@@ -23,7 +23,7 @@ _LEVELS = ("trace", "debug", "info", "warning", "error", "fatal", "panic")
 _SHOWN_ELSEWHERE = ("action", "source")
 
 
-def _run(context: Context, args: argparse.Namespace) -> int:
+def _run(context: Context, args: Arguments) -> int:
     form = "pretty" if args.pretty else args.format
     if args.loglevel and form != "pretty":
         raise UsageError("Log level filtering can only be used with pretty formatting")

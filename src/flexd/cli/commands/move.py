@@ -13,13 +13,13 @@ from flexd.client.client import path_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
     from typing import Any
 
+    from flexd.cli.command import Arguments
     from flexd.cli.context import Context
 
 
-def _run(context: Context, args: argparse.Namespace) -> None:
+def _run(context: Context, args: Arguments) -> None:
     client, source = context.resolve(args.source)
     if "/" in source:
         rename_instance(context, client, source, context.split(args.target_name)[1])
@@ -42,7 +42,7 @@ def _run(context: Context, args: argparse.Namespace) -> None:
         _change(context, args, new_name)
 
 
-def _change(context: Context, args: argparse.Namespace, name: str) -> None:
+def _change(context: Context, args: Arguments, name: str) -> None:
     args.instance = f"{context.split(args.source)[0]}:{name}"
     args.storage = ""
 

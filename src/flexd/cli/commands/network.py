@@ -16,15 +16,15 @@ from flexd.client.client import path_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Iterator, Mapping
     from typing import Any
 
+    from flexd.cli.command import Arguments
     from flexd.cli.context import Context
     from flexd.client.client import Client
 
 
-def _locate(context: Context, args: argparse.Namespace) -> tuple[Client, str, str]:
+def _locate(context: Context, args: Arguments) -> tuple[Client, str, str]:
     client, name = context.resolve(args.network)
     return client, path_of("networks", name), name
 
@@ -40,7 +40,7 @@ NETWORK = verbs.Entity(
 )
 
 
-def _list(context: Context, args: argparse.Namespace) -> None:
+def _list(context: Context, args: Arguments) -> None:
     networks = only_remote(context, args.remote).get("/1.0/networks", {"recursion": "1"})
     rows = sorted((_row(each) for each in networks if each["type"] not in ("loopback", "unknown")), key=natural_key)
     header = ["name", "type", "managed", "ipv4", "ipv6", "description", "used by", "state"]
@@ -61,7 +61,7 @@ def _row(network: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _create(context: Context, args: argparse.Namespace) -> None:
+def _create(context: Context, args: Arguments) -> None:
     client, name = context.resolve(args.network)
     body = {"name": name, "description": "", "type": args.type, "config": parse_pairs(args.setting)}
     query = {"target": args.target} if args.target else None
@@ -69,7 +69,7 @@ def _create(context: Context, args: argparse.Namespace) -> None:
     context.say(f"Network {name} created")
 
 
-def _info(context: Context, args: argparse.Namespace) -> None:
+def _info(context: Context, args: Arguments) -> None:
     client, path, name = _locate(context, args)
     print("\n".join(_info_lines(name, client.get(f"{path}/state"))))
 
@@ -100,7 +100,7 @@ def _info_lines(name: str, state: Mapping[str, Any]) -> Iterator[str]:
         yield f"  Upper devices: {', '.join(bridge.get('upper_devices') or ())}"
 
 
-def _list_leases(context: Context, args: argparse.Namespace) -> None:
+def _list_leases(context: Context, args: Arguments) -> None:
     client, path, _ = _locate(context, args)
     leases = client.get(f"{path}/leases")
     rows = [[each["hostname"], each["hwaddr"], each["address"], each["type"].upper()] for each in leases]
@@ -108,17 +108,17 @@ def _list_leases(context: Context, args: argparse.Namespace) -> None:
     print_list(args.format, header, sorted(rows, key=natural_key), leases)
 
 
-def _attach(context: Context, args: argparse.Namespace) -> None:
+def _attach(context: Context, args: Arguments) -> None:
     _attach_to(context, args, INSTANCE, args.instance)
 
 
-def _attach_profile(context: Context, args: argparse.Namespace) -> None:
+def _attach_profile(context: Context, args: Arguments) -> None:
     from flexd.cli.commands.profile import PROFILE
 
     _attach_to(context, args, PROFILE, args.profile)
 
 
-def _attach_to(context: Context, args: argparse.Namespace, owner: verbs.Entity, name: str) -> None:
+def _attach_to(context: Context, args: Arguments, owner: verbs.Entity, name: str) -> None:
     client, network = context.resolve(args.network)
     device = args.device or network
     nic = nic_of_network(client, network, args.interface or (device if args.device else ""))
@@ -134,17 +134,17 @@ def _attach_to(context: Context, args: argparse.Namespace, owner: verbs.Entity, 
     owner.change(context, args, change)
 
 
-def _detach(context: Context, args: argparse.Namespace) -> None:
+def _detach(context: Context, args: Arguments) -> None:
     _detach_from(context, args, INSTANCE, args.instance)
 
 
-def _detach_profile(context: Context, args: argparse.Namespace) -> None:
+def _detach_profile(context: Context, args: Arguments) -> None:
     from flexd.cli.commands.profile import PROFILE
 
     _detach_from(context, args, PROFILE, args.profile)
 
 
-def _detach_from(context: Context, args: argparse.Namespace, owner: verbs.Entity, name: str) -> None:
+def _detach_from(context: Context, args: Arguments, owner: verbs.Entity, name: str) -> None:
     _, network = context.resolve(args.network)
 
     def change(value: dict[str, Any], _: str) -> None:

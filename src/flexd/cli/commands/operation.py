@@ -11,8 +11,7 @@ from flexd.client.client import path_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
-
+    from flexd.cli.command import Arguments
     from flexd.cli.context import Context
 
 _ORDER = (
@@ -31,7 +30,7 @@ _ORDER = (
 )
 
 
-def _list(context: Context, args: argparse.Namespace) -> None:
+def _list(context: Context, args: Arguments) -> None:
     query = {"recursion": "1", **({"all-projects": "true"} if args.all_projects else {})}
     by_status = only_remote(context, args.remote).get("/1.0/operations", query)
     operations = [each for group in by_status.values() for each in group or ()]
@@ -50,7 +49,7 @@ def _list(context: Context, args: argparse.Namespace) -> None:
     print_list(args.format, header, sorted(rows, key=natural_key), operations)
 
 
-def _show(context: Context, args: argparse.Namespace) -> None:
+def _show(context: Context, args: Arguments) -> None:
     from flexd.cli.yamltext import dump
 
     client, identifier = context.resolve(args.operation)
@@ -58,7 +57,7 @@ def _show(context: Context, args: argparse.Namespace) -> None:
     print(dump({key: operation[key] for key in _ORDER if key in operation}), end="")
 
 
-def _delete(context: Context, args: argparse.Namespace) -> None:
+def _delete(context: Context, args: Arguments) -> None:
     client, identifier = context.resolve(args.operation)
     client.request("DELETE", path_of("operations", identifier))
     context.say(f"Operation {identifier} deleted")

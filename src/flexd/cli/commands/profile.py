@@ -14,14 +14,14 @@ from flexd.client.client import path_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
     from typing import Any
 
+    from flexd.cli.command import Arguments
     from flexd.cli.context import Context
     from flexd.client.client import Client
 
 
-def _locate(context: Context, args: argparse.Namespace) -> tuple[Client, str, str]:
+def _locate(context: Context, args: Arguments) -> tuple[Client, str, str]:
     client, name = context.resolve(args.profile)
     return client, path_of("profiles", name), name
 
@@ -36,19 +36,19 @@ PROFILE = verbs.Entity(
 )
 
 
-def _list(context: Context, args: argparse.Namespace) -> None:
+def _list(context: Context, args: Arguments) -> None:
     profiles = only_remote(context, args.remote).get("/1.0/profiles", {"recursion": "1"})
     rows = [[each["name"], each["description"], str(len(each["used_by"] or ()))] for each in profiles]
     print_list(args.format, ["name", "description", "used by"], sorted(rows, key=natural_key), profiles)
 
 
-def _create(context: Context, args: argparse.Namespace) -> None:
+def _create(context: Context, args: Arguments) -> None:
     client, name = context.resolve(args.profile)
     client.request("POST", "/1.0/profiles", {"name": name, "description": "", "config": {}, "devices": {}})
     context.say(f"Profile {name} created")
 
 
-def _copy(context: Context, args: argparse.Namespace) -> None:
+def _copy(context: Context, args: Arguments) -> None:
     source, name = context.resolve(args.profile)
     target, new_name = context.resolve(args.new_profile)
     profile = source.get(path_of("profiles", name))
@@ -57,13 +57,13 @@ def _copy(context: Context, args: argparse.Namespace) -> None:
     target.request("POST", "/1.0/profiles", body, query=query)
 
 
-def _assign(context: Context, args: argparse.Namespace) -> None:
+def _assign(context: Context, args: Arguments) -> None:
     profiles = [name for name in args.profiles.split(",") if name]
     label = INSTANCE.change(context, args, lambda value, _: value.update(profiles=profiles))
     context.say(f"Profiles {args.profiles or '(none)'} applied to {label}")
 
 
-def _add(context: Context, args: argparse.Namespace) -> None:
+def _add(context: Context, args: Arguments) -> None:
     def change(value: dict[str, Any], label: str) -> None:
         if args.profile in value["profiles"]:
             raise CliError(f"Profile {args.profile} is applied to {label} already")
@@ -73,7 +73,7 @@ def _add(context: Context, args: argparse.Namespace) -> None:
     context.say(f"Profile {args.profile} added to {label}")
 
 
-def _remove(context: Context, args: argparse.Namespace) -> None:
+def _remove(context: Context, args: Arguments) -> None:
     def change(value: dict[str, Any], label: str) -> None:
         if args.profile not in value["profiles"]:
             raise CliError(f"Profile {args.profile} isn't currently applied to {label}")

@@ -13,15 +13,14 @@ from flexd.client.client import path_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
-
+    from flexd.cli.command import Arguments
     from flexd.cli.context import Context
     from flexd.client.client import Client
 
 _FEATURES = ("images", "profiles", "storage.volumes", "networks")
 
 
-def _locate(context: Context, args: argparse.Namespace) -> tuple[Client, str, str]:
+def _locate(context: Context, args: Arguments) -> tuple[Client, str, str]:
     client, name = context.resolve(args.name)
     return client, path_of("projects", name), name
 
@@ -36,7 +35,7 @@ _PROJECT = verbs.Entity(
 )
 
 
-def _list(context: Context, args: argparse.Namespace) -> None:
+def _list(context: Context, args: Arguments) -> None:
     client = only_remote(context, args.remote)
     projects = client.get("/1.0/projects", {"recursion": "1"})
     current = client.project or "default"
@@ -53,13 +52,13 @@ def _list(context: Context, args: argparse.Namespace) -> None:
     print_list(args.format, header, sorted(rows, key=natural_key), projects)
 
 
-def _create(context: Context, args: argparse.Namespace) -> None:
+def _create(context: Context, args: Arguments) -> None:
     client, name = context.resolve(args.name)
     client.request("POST", "/1.0/projects", {"name": name, "description": "", "config": parse_pairs(args.config)})
     context.say(f"Project {name} created")
 
 
-def _switch(context: Context, args: argparse.Namespace) -> None:
+def _switch(context: Context, args: Arguments) -> None:
     remote, name = context.split(args.name)
     context.client(remote).get(path_of("projects", name))
     context.config.remotes.setdefault(remote, {})["project"] = name

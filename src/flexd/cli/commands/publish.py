@@ -11,13 +11,13 @@ from flexd.client.client import path_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
     from typing import Any
 
+    from flexd.cli.command import Arguments
     from flexd.cli.context import Context
 
 
-def _run(context: Context, args: argparse.Namespace) -> None:
+def _run(context: Context, args: Arguments) -> None:
     client, name = context.resolve(args.instance)
     stopped = "/" not in name and _stop_if_running(context, client, name, args.force)
     body: dict[str, Any] = {

@@ -12,13 +12,13 @@ from flexd.client.client import path_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
     from typing import Any
 
+    from flexd.cli.command import Arguments
     from flexd.cli.context import Context
 
 
-def _run(context: Context, args: argparse.Namespace) -> None:
+def _run(context: Context, args: Arguments) -> None:
     if args.project and "project=" in args.path:
         raise UsageError("--project can't be used with a path that names a project")
     client, path = context.resolve(args.path)

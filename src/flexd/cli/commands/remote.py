@@ -16,13 +16,13 @@ from flexd.client.errors import ClientError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
     from typing import Any
 
+    from flexd.cli.command import Arguments
     from flexd.cli.context import Context
 
 
-def _list(context: Context, args: argparse.Namespace) -> None:
+def _list(context: Context, args: Arguments) -> None:
     config = context.config
     rows = []
     for name, settings in config.remotes.items():
@@ -37,17 +37,17 @@ def _list(context: Context, args: argparse.Namespace) -> None:
     print_list(args.format, header, sorted(rows, key=natural_key), config.remotes)
 
 
-def _get_default(context: Context, args: argparse.Namespace) -> None:  # noqa: ARG001
+def _get_default(context: Context, args: Arguments) -> None:  # noqa: ARG001
     print(context.config.default_remote)
 
 
-def _switch(context: Context, args: argparse.Namespace) -> None:
+def _switch(context: Context, args: Arguments) -> None:
     context.config.remote(args.remote)
     context.config.default_remote = args.remote
     context.config.save()
 
 
-def _remove(context: Context, args: argparse.Namespace) -> None:
+def _remove(context: Context, args: Arguments) -> None:
     config = context.config
     config.remote(args.remote)
     if args.remote == "local":
@@ -62,7 +62,7 @@ def _remove(context: Context, args: argparse.Namespace) -> None:
         os.unlink(certificate_path(args.remote))
 
 
-def _rename(context: Context, args: argparse.Namespace) -> None:
+def _rename(context: Context, args: Arguments) -> None:
     config = context.config
     config.remote(args.remote)
     if args.remote == "local" or args.new_name in config.remotes:
@@ -77,7 +77,7 @@ def _rename(context: Context, args: argparse.Namespace) -> None:
     config.save()
 
 
-def _set_url(context: Context, args: argparse.Namespace) -> None:
+def _set_url(context: Context, args: Arguments) -> None:
     config = context.config
     config.remote(args.remote)
     if args.remote == "local":
@@ -86,7 +86,7 @@ def _set_url(context: Context, args: argparse.Namespace) -> None:
     config.save()
 
 
-def _add(context: Context, args: argparse.Namespace) -> None:
+def _add(context: Context, args: Arguments) -> None:
     name, target = (args.remote, args.address) if args.address else ("", args.remote)
     token = _decode_token(target)
     if token is not None:
@@ -107,7 +107,7 @@ def _add(context: Context, args: argparse.Namespace) -> None:
     _finish(context, name, settings, {"password": args.password}, ask=not args.password)
 
 
-def _settings(address: str, args: argparse.Namespace) -> dict[str, Any]:
+def _settings(address: str, args: Arguments) -> dict[str, Any]:
     from flexd.cli.remotes import split_address
 
     host, port = split_address(address)
@@ -134,7 +134,7 @@ def _decode_token(text: str) -> dict[str, Any] | None:
     return token if isinstance(token, dict) and "secret" in token else None
 
 
-def _add_by_token(context: Context, args: argparse.Namespace, name: str, token: dict[str, Any], text: str) -> None:
+def _add_by_token(context: Context, args: Arguments, name: str, token: dict[str, Any], text: str) -> None:
     _check_new(context, name)
     failures = []
     for address in token["addresses"]:

@@ -9,8 +9,7 @@ from flexd.client.client import path_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
-
+    from flexd.cli.command import Arguments
     from flexd.cli.context import Context
     from flexd.client.client import Client
 
@@ -28,7 +27,7 @@ def rename_instance(context: Context, client: Client, old: str, new: str) -> Non
     context.perform(client, "POST", path, {"name": new_snapshot, "migration": False})
 
 
-def _run(context: Context, args: argparse.Namespace) -> None:
+def _run(context: Context, args: Arguments) -> None:
     client, old = context.resolve(args.instance)
     remote, new = context.split(args.new_name)
     if ":" in args.new_name and context.client(remote) is not client:

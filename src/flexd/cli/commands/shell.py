@@ -8,12 +8,11 @@ from flexd.cli.commands.exec import OPTIONS, execute
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
-
+    from flexd.cli.command import Arguments
     from flexd.cli.context import Context
 
 
-def _run(context: Context, args: argparse.Namespace) -> int:
+def _run(context: Context, args: Arguments) -> int:
     return execute(context, args, ["su", "-l"])
 
 

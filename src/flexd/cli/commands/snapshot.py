@@ -9,13 +9,13 @@ from flexd.client.client import path_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
     from typing import Any
 
+    from flexd.cli.command import Arguments
     from flexd.cli.context import Context
 
 
-def _run(context: Context, args: argparse.Namespace) -> None:
+def _run(context: Context, args: Arguments) -> None:
     client, instance = context.resolve(args.instance)
     if "/" in instance:
         raise UsageError("Give the snapshot's name as a word of its own: flexc snapshot <instance> <snapshot>")

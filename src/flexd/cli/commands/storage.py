@@ -14,14 +14,14 @@ from flexd.client.client import path_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
     from typing import Any
 
+    from flexd.cli.command import Arguments
     from flexd.cli.context import Context
     from flexd.client.client import Client
 
 
-def _locate(context: Context, args: argparse.Namespace) -> tuple[Client, str, str]:
+def _locate(context: Context, args: Arguments) -> tuple[Client, str, str]:
     client, name = context.resolve(args.pool)
     return client, path_of("storage-pools", name), name
 
@@ -37,7 +37,7 @@ _POOL = verbs.Entity(
 )
 
 
-def _list(context: Context, args: argparse.Namespace) -> None:
+def _list(context: Context, args: Arguments) -> None:
     pools = only_remote(context, args.remote).get("/1.0/storage-pools", {"recursion": "1"})
     rows = [
         [
@@ -54,7 +54,7 @@ def _list(context: Context, args: argparse.Namespace) -> None:
     print_list(args.format, header, sorted(rows, key=natural_key), pools)
 
 
-def _create(context: Context, args: argparse.Namespace) -> None:
+def _create(context: Context, args: Arguments) -> None:
     client, name = context.resolve(args.pool)
     body = {"name": name, "driver": args.driver, "description": "", "config": parse_pairs(args.setting)}
     query = {"target": args.target} if args.target else None
@@ -62,7 +62,7 @@ def _create(context: Context, args: argparse.Namespace) -> None:
     context.say(f"Storage pool {name} created")
 
 
-def _show(context: Context, args: argparse.Namespace) -> None:
+def _show(context: Context, args: Arguments) -> None:
     from flexd.cli.yamltext import dump
 
     client, path, _ = _locate(context, args)
@@ -70,7 +70,7 @@ def _show(context: Context, args: argparse.Namespace) -> None:
     print(dump(value), end="")
 
 
-def _info(context: Context, args: argparse.Namespace) -> None:
+def _info(context: Context, args: Arguments) -> None:
     from flexd.cli.yamltext import dump
 
     client, path, _ = _locate(context, args)

@@ -9,8 +9,7 @@ from flexd.client.errors import ClientError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
-
+    from flexd.cli.command import Arguments
     from flexd.cli.context import Context
 
 
@@ -24,7 +23,7 @@ def client_version() -> str:
         return "unknown"
 
 
-def _run(context: Context, args: argparse.Namespace) -> None:
+def _run(context: Context, args: Arguments) -> None:
     client = only_remote(context, args.remote)
     try:
         server = str(client.server()["environment"]["server_version"])

@@ -12,10 +12,10 @@ from flexd.client.client import path_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Callable, Mapping
     from typing import Any
 
+    from flexd.cli.command import Arguments
     from flexd.cli.context import Context
 
 _COLUMNS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
@@ -32,7 +32,7 @@ _COLUMNS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
 _DEFAULT_COLUMNS = "utSscpl"
 
 
-def _list(context: Context, args: argparse.Namespace) -> None:
+def _list(context: Context, args: Arguments) -> None:
     unknown = set(args.columns.replace(",", "")) - set(_COLUMNS)
     if unknown:
         raise UsageError(f'Unknown column shorthand char "{min(unknown)}" in "{args.columns}"')
@@ -44,19 +44,19 @@ def _list(context: Context, args: argparse.Namespace) -> None:
     print_list(args.format, [title for title, _ in columns], rows, warnings)
 
 
-def _show(context: Context, args: argparse.Namespace) -> None:
+def _show(context: Context, args: Arguments) -> None:
     from flexd.cli.yamltext import dump
 
     client, uuid = context.resolve(args.warning)
     print(dump(client.get(path_of("warnings", uuid))), end="")
 
 
-def _acknowledge(context: Context, args: argparse.Namespace) -> None:
+def _acknowledge(context: Context, args: Arguments) -> None:
     client, uuid = context.resolve(args.warning)
     client.request("PUT", path_of("warnings", uuid), {"status": "acknowledged"})
 
 
-def _delete(context: Context, args: argparse.Namespace) -> None:
+def _delete(context: Context, args: Arguments) -> None:
     if bool(args.warning) == args.all:
         raise UsageError("Name one warning, or say --all")
     client, uuid = context.resolve(args.warning)
