@@ -141,6 +141,11 @@ class Mounts(Protocol):
         """Mount a file system; `options` as mount(8) writes them (`ro,nosuid,size=1m`)."""
         ...
 
+    async def mount_file(self, file: Path, target: Path, fstype: str, options: str = "") -> None:
+        """Mount the file system in a file through a loop device, with direct I/O where that works; the device goes
+        with the mount."""
+        ...
+
     async def bind(self, source: Path, target: Path, *, recursive: bool = False, readonly: bool = False) -> None: ...
 
     async def idmapped_bind(
@@ -229,6 +234,52 @@ class Quotas(Protocol):
         ...
 
     async def usage(self, path: Path, project: int) -> int: ...
+
+
+class BtrfsUsage(Struct, frozen=True):
+    """Bytes of a subvolume: all it refers to, and those that nobody else does. Up to 30 s old (the commit interval)."""
+
+    referenced_bytes: int
+    exclusive_bytes: int
+
+
+class Btrfs(Protocol):
+    """Subvolumes of btrfs and their quota groups."""
+
+    async def format(self, path: Path, *, label: str, force: bool = False) -> None:
+        """mkfs.btrfs(8) on a file or block device; one that holds a file system already only with `force`."""
+        ...
+
+    async def is_subvolume(self, path: Path) -> bool: ...
+    async def create_subvolume(self, path: Path) -> None: ...
+
+    async def snapshot(self, source: Path, target: Path, *, readonly: bool = False) -> None:
+        """Of a subvolume and the subvolumes in it; `target` must not exist. The parts are not of one moment."""
+        ...
+
+    async def set_readonly(self, path: Path, readonly: bool) -> None:
+        """A subvolume and the subvolumes in it."""
+        ...
+
+    async def delete_subvolumes(self, path: Path) -> None:
+        """The subvolume at a path with those in it, or, at a directory, every subvolume below. Others write there."""
+        ...
+
+    async def enable_quotas(self, path: Path) -> None:
+        """Of the whole file system; waits until what is there has been counted. On already: quick."""
+        ...
+
+    async def set_limit(self, path: Path, limit_bytes: int) -> None:
+        """What a subvolume may refer to; 0 lifts the limit. Quotas are on."""
+        ...
+
+    async def usage(self, path: Path) -> BtrfsUsage | None:
+        """None where quotas are off."""
+        ...
+
+    async def sync(self, path: Path) -> None:
+        """Commit the file system, so that usage is up to date."""
+        ...
 
 
 # --- cgroups -----------------------------------------------------------------------------------------------------
@@ -473,6 +524,8 @@ class Host(Protocol):
     def files(self) -> Files: ...
     @property
     def quotas(self) -> Quotas: ...
+    @property
+    def btrfs(self) -> Btrfs: ...
     @property
     def cgroups(self) -> Cgroups: ...
     @property

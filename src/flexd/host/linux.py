@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The real host: every facet on the kernel this daemon runs on."""
 
+from flexd.host.btrfs import LinuxBtrfs
 from flexd.host.cgroups import LinuxCgroups
 from flexd.host.files import LinuxFiles
 from flexd.host.firewall import LinuxFirewall
@@ -21,6 +22,7 @@ class LinuxHost:
         self.mounts = LinuxMounts(self._threads, self.processes)
         self.files = LinuxFiles(self._threads, self.processes)
         self.quotas = LinuxQuotas(self._threads)
+        self.btrfs = LinuxBtrfs(self._threads, self.processes)
         self.cgroups = LinuxCgroups(self._threads)
         self.links = LinuxLinks(self._threads, self.processes)
         self.firewall = LinuxFirewall(self.processes)

@@ -86,6 +86,25 @@ class LinuxMounts:
         flags, data = mountinfo.parse_options(options)
         await self._threads.run(syscalls.mount, source, target, fstype, flags, data)
 
+    async def mount_file(self, file: Path, target: Path, fstype: str, options: str = "") -> None:
+        device = await self._loop_device(file)
+        try:
+            await self.mount(device, target, fstype, options)
+        finally:
+            # Used by the mount, it stays until that goes (losetup(8), --detach); unused, it goes now.
+            await self._processes.run(["losetup", "--detach", device])
+
+    async def _loop_device(self, file: Path) -> str:
+        # A daemon that died before the mount has left one, and one file behind two devices is two caches of it.
+        known = await self._processes.run(["losetup", "--associated", str(file), "--output", "NAME", "--noheadings"])
+        if known.stdout.split():
+            return known.stdout.split()[0].decode()
+        done = await self._processes.run(["losetup", "--find", "--show", "--", str(file)])
+        device = done.stdout.decode().strip()
+        # Else everything is cached twice. Not every file system has it (direct I/O), which then only costs memory.
+        await self._processes.run(["losetup", "--direct-io=on", device], check=False)
+        return device
+
     async def bind(self, source: Path, target: Path, *, recursive: bool = False, readonly: bool = False) -> None:
         await self._threads.run(self._bind, source, target, None, recursive, readonly)
 

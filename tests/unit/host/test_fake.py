@@ -10,6 +10,7 @@ import pytest
 
 from flexd.api.idmap import IdMap
 from flexd.host.contract import (
+    Btrfs,
     Cgroups,
     CommandFailed,
     Completed,
@@ -101,7 +102,7 @@ async def test_readings_can_fail_and_change_nothing(host: FakeHost) -> None:
 
 def test_every_method_of_the_contract_can_fail() -> None:
     """Each facet's methods begin by telling the recorder their own name."""
-    for facet in (Processes, Mounts, Files, Quotas, Cgroups, Links, Firewall, Machine):
+    for facet in (Processes, Mounts, Files, Quotas, Btrfs, Cgroups, Links, Firewall, Machine):
         fake: type = getattr(fakes, f"Fake{facet.__name__}")
         methods = [name for name, value in vars(facet).items() if inspect.iscoroutinefunction(value)]
         assert methods

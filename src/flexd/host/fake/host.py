@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The fake host: `flexd.host.contract.Host` with its state in memory and its trees of files in real directories."""
 
+from flexd.host.fake.btrfs import FakeBtrfs
 from flexd.host.fake.cgroups import FakeCgroups
 from flexd.host.fake.files import FakeFiles, FakeQuotas
 from flexd.host.fake.links import FakeFirewall, FakeLinks
@@ -21,6 +22,7 @@ class FakeHost:
         self.mounts = FakeMounts(self.recorder, self._threads)
         self.files = FakeFiles(self.recorder, self._threads, self.processes, self.mounts)
         self.quotas = FakeQuotas(self.recorder, self.files)
+        self.btrfs = FakeBtrfs(self.recorder, self.files)
         self.cgroups = FakeCgroups(self.recorder)
         self.links = FakeLinks(self.recorder)
         self.firewall = FakeFirewall(self.recorder)

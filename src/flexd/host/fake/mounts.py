@@ -47,6 +47,11 @@ class FakeMounts:
         mount = FakeMount(MountInfo(self._absolute(target), source, fstype, options))
         await self._threads.run(self._attach, mount, place)
 
+    async def mount_file(self, file: Path, target: Path, fstype: str, options: str = "") -> None:
+        """A file that was formatted is a directory here."""
+        self._recorder.note("mounts.mount_file", file, target)
+        await self._threads.run(self._mount_file, file, target, fstype, options)
+
     async def bind(self, source: Path, target: Path, *, recursive: bool = False, readonly: bool = False) -> None:
         self._recorder.note("mounts.bind", source, target)
         await self._threads.run(self._bind, source, target, None, readonly)
@@ -110,6 +115,11 @@ class FakeMounts:
         place = self._aside / str(self._count)
         place.mkdir()
         return place
+
+    def _mount_file(self, file: Path, target: Path, fstype: str, options: str) -> None:
+        if not file.is_dir():
+            raise HostError(f"mount {file} on {target}: no {fstype} file system (mount(2) EINVAL)", errno.EINVAL)
+        self._attach(FakeMount(MountInfo(self._absolute(target), str(file), fstype, options)), file.resolve())
 
     def _bind(self, source: Path, target: Path, idmap: IdMap | None, readonly: bool) -> None:
         if not source.exists():
