@@ -45,8 +45,9 @@ def tiny(state_root: Path) -> Iterator[Machine]:
 
 @pytest.fixture(scope="session")
 def debian(state_root: Path) -> Iterator[Machine]:
-    """A machine with the image `debian/12` as `flexc image build` makes it."""
+    """A machine with the image `debian/12` as `flexc image build` makes it. Built outside: the machine is an island."""
+    from tests.system.images import debian_image, split_body
+
     with machine(state_root / "debian") as made:
-        source = {"type": "build", "name": "debian/12"}
-        made.call("POST", "/1.0/images", {"source": source})
+        made.import_body(*split_body(*debian_image()), "debian/12")
         yield made

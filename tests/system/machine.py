@@ -193,8 +193,11 @@ class Machine:
 
     def import_image(self, path: Path, *aliases: str) -> str:
         """Import a unified image file; returns its fingerprint."""
-        headers = {"Content-Type": "application/octet-stream"}
-        _, _, data = self.request("POST", "/1.0/images", path.read_bytes(), headers)
+        return self.import_body(path.read_bytes(), "application/octet-stream", *aliases)
+
+    def import_body(self, body: bytes, content_type: str, *aliases: str) -> str:
+        """As `import_image`, of a whole request body (`images.split_body`)."""
+        _, _, data = self.request("POST", "/1.0/images", body, {"Content-Type": content_type})
         envelope = json.loads(data)
         if envelope["type"] == "error":
             raise ApiError(envelope["error_code"], envelope["error"])

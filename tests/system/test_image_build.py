@@ -4,6 +4,7 @@
 import asyncio
 import io
 import lzma
+import stat
 import subprocess
 import tarfile
 from collections.abc import Mapping
@@ -47,7 +48,8 @@ async def test_root_file_system(image: tuple[Path, Path], tmp_path: Path) -> Non
     assert (root / "etc/resolv.conf").readlink() == Path("../run/resolv.conf")
     assert (root / "etc/shadow").read_text().startswith("root:*:")
     assert list((root / "var/lib/apt/lists").glob("*Packages*")) == []
-    assert not any(path.is_char_device() or path.is_block_device() for path in (root / "dev").iterdir())
+    modes = [path.lstat().st_mode for path in (root / "dev").iterdir()]
+    assert not any(stat.S_ISCHR(mode) or stat.S_ISBLK(mode) for mode in modes)
     assert (root / "sbin/init").exists()
     assert (root / "etc/os-release").exists()
     packages = subprocess.run(["chroot", root, "dpkg", "--audit"], capture_output=True, text=True, check=True)
