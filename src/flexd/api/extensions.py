@@ -72,6 +72,8 @@ API_EXTENSIONS: tuple[str, ...] = (
     "storage_volume_api_filtering",
     "storage_volume_state_total",
     "instance_file_head",
+    # flexd's own, unknown to LXD
+    "image_build",  # POST /1.0/images with source type "build"
 )
 
 PARTIAL: dict[str, str] = {

@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
+from importlib.metadata import version
 
 from aiohttp import hdrs, web
 
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 _MAX_BODY_BYTES = 16 * 1024 * 1024
 # Filters and file paths make long request lines (a path alone may have 4096 bytes, percent-encoded three times that).
 _MAX_LINE_BYTES = 32 * 1024
+_SERVER = f"flexd/{version('flexd')}"
 # Requests under way may finish for this long after a stop; then they are cancelled.
 _SHUTDOWN_S = 5.0
 
@@ -103,6 +105,7 @@ async def _middleware(
         response = _failed(request, failure, request_id)
     if not response.prepared:
         response.headers["X-Request-Id"] = request_id
+        response.headers[hdrs.SERVER] = _SERVER
     took_ms = (time.monotonic() - started) * 1000
     log.debug("request %s: %s %s -> %d in %.1f ms", request_id, request.method, request.path, response.status, took_ms)
     return response

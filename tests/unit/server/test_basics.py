@@ -82,7 +82,8 @@ async def test_a_get_with_a_body_is_served(client: Client) -> None:
 
 
 async def test_the_server_describes_itself(client: Client) -> None:
-    metadata = (await client.call("GET", "/1.0")).metadata
+    answer = await client.call("GET", "/1.0")
+    metadata = answer.metadata
     assert metadata["api_extensions"] == list(API_EXTENSIONS)
     assert (metadata["auth"], metadata["api_status"], metadata["api_version"]) == ("trusted", "stable", "1.0")
     environment = metadata["environment"]
@@ -92,6 +93,7 @@ async def test_the_server_describes_itself(client: Client) -> None:
         "default",
     )
     assert environment["driver_version"] == "5.0.2"
+    assert answer.headers["Server"].startswith("flexd/")
     assert {driver["Name"] for driver in environment["storage_supported_drivers"]} >= {"dir"}
 
 

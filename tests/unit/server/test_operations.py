@@ -8,6 +8,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from blockbuster import BlockBuster
 
 from flexd.server.app import Server
 from flexd.server.listener import open_unix
@@ -126,8 +127,10 @@ async def test_events_without_an_upgrade_or_of_an_unknown_type(client: Client) -
     assert (await client.call("GET", "/1.0/events")).status == 400
 
 
-async def test_a_stopping_server_closes_websockets(client: Client, tmp_path: Path) -> None:
+async def test_a_stopping_server_closes_websockets(client: Client, tmp_path: Path, blockbuster: BlockBuster) -> None:
+    blockbuster.deactivate()  # as in the fixture: composing scans folders
     server = Server(await client.daemon.services())
+    blockbuster.activate()
     await server.start([await open_unix(tmp_path / "other", "root")])
     async with (
         aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(tmp_path / "other"))) as session,
