@@ -193,31 +193,16 @@ class Images:
             progress({fetched.progress_key: "Checking image"})
             known = await self._check(incoming)
             await self._depot.write_known(incoming, known)
-            fingerprint = incoming.fingerprint
             record = _new_record(project, post, incoming, known.metadata)
             record.update_source = fetched.update_source
-            names = {alias.name: alias.description for alias in post.aliases}
-            step = {
-                "record": msgspec.to_builtins(record),
-                "aliases": [
-                    msgspec.to_builtins(AliasRecord(name, fingerprint, description, record.type, project))
-                    for name, description in names.items()
-                ],
-                "replaced": [name for name in fetched.aliases if name not in names],
-            }
-            plan = Plan(
-                f'Importing image "{fingerprint}"',
-                (
-                    Step("images.place", {"incoming": str(incoming.directory), "fingerprint": fingerprint}),
-                    Step("images.record", step),
-                ),
-                on_crash="finish",  # all of it is here and checked by now
-            )
+            fingerprint = record.fingerprint
+            plan = _import_plan(record, incoming.directory, post.aliases, fetched.aliases)
             async with self._locks.hold(f"image/{fingerprint}", "create"):
                 if self._documents.get(project, fingerprint) is None:
                     await self._journal.run(plan, progress)
                 elif fetched.aliases:  # built again of the same packages: it is there, perhaps without its names
-                    await self._name_again(project, fingerprint, fetched.aliases)
+                    names = {*(alias.name for alias in post.aliases), *fetched.aliases}
+                    await self._name_again(project, fingerprint, sorted(names))
                 else:
                     raise Conflict("Image with same fingerprint already exists")
         finally:
@@ -400,6 +385,23 @@ def known_of(survey: Survey, expanded_bytes: int, name: str) -> Known:
             raise BadImage(f'Invalid image {name}: templates/{template.template} for "{path}" is missing')
     texts = {file: text.decode("utf-8", "replace") for file, text in survey.templates.items()}
     return Known(metadata, texts, expanded_bytes)
+
+
+def _import_plan(record: ImageRecord, incoming: Path, aliases: list[ImageAlias], replaced: list[str]) -> Plan:
+    """`aliases` must be free; those in `replaced` are taken over from older images."""
+    named = {alias.name: alias.description for alias in aliases}
+    records = [
+        AliasRecord(name, record.fingerprint, description, record.type, record.project)
+        for name, description in named.items()
+    ]
+    document = {
+        "record": msgspec.to_builtins(record),
+        "aliases": [msgspec.to_builtins(alias) for alias in records],
+        "replaced": [name for name in replaced if name not in named],
+    }
+    place = Step("images.place", {"incoming": str(incoming), "fingerprint": record.fingerprint})
+    # "finish": all of the image is here and checked when the plan begins.
+    return Plan(f'Importing image "{record.fingerprint}"', (place, Step("images.record", document)), on_crash="finish")
 
 
 def _new_record(project: str, post: ImagesPost, incoming: Incoming, metadata: ImageMetadata) -> ImageRecord:
