@@ -26,6 +26,7 @@ from flexd.images.images import Images
 from flexd.instances.actions import Actions
 from flexd.instances.allocator import IdmapAllocator
 from flexd.instances.console import Console
+from flexd.instances.creation import Creation
 from flexd.instances.exec import Exec
 from flexd.instances.files import Files
 from flexd.instances.instances import Instances
@@ -35,6 +36,8 @@ from flexd.instances.logs import Logs
 from flexd.instances.ports import PortList
 from flexd.instances.profiles import Profiles
 from flexd.instances.registry import Registry
+from flexd.instances.resolve import Resolver
+from flexd.instances.snapshots import Snapshots
 from flexd.instances.state import States
 from flexd.network.networks import Networks
 from flexd.operations.events import EventLogHandler, Events
@@ -147,20 +150,61 @@ class Daemon:
             locks=locks,
             events=events,
         )
+        self._compose_requests(terminals, locks, actions, allocator, limiter, architectures)
+
+    def _compose_requests(
+        self,
+        terminals: Terminals,
+        locks: Locks,
+        actions: Actions,
+        allocator: IdmapAllocator,
+        limiter: Limiter,
+        architectures: list[str],
+    ) -> None:
+        """What the routes of instances call."""
+        registry, runtime, events, operations = self.registry, self.runtime, self.events, self.operations
+        self.snapshots = Snapshots(
+            registry=registry,
+            lifecycle=self.lifecycle,
+            pools=self.pools,
+            journal=self.journal,
+            operations=operations,
+            locks=locks,
+            events=events,
+        )
+        resolver = Resolver(
+            registry=registry,
+            devices=self.devices,
+            pools=self.pools,
+            actions=actions,
+            allocator=allocator,
+            limiter=limiter,
+            architectures=architectures,
+        )
+        creation = Creation(
+            registry=registry,
+            resolver=resolver,
+            pools=self.pools,
+            images=self.images,
+            lifecycle=self.lifecycle,
+            journal=self.journal,
+            operations=operations,
+            locks=locks,
+            events=events,
+        )
         self.instances = Instances(
             registry=registry,
             devices=self.devices,
             pools=self.pools,
-            images=self.images,
-            actions=actions,
+            creation=creation,
+            resolver=resolver,
+            snapshots=self.snapshots,
             lifecycle=self.lifecycle,
-            allocator=allocator,
             limiter=limiter,
             journal=self.journal,
             operations=operations,
             locks=locks,
             events=events,
-            architectures=architectures,
         )
         self.logs = Logs(registry=registry, runtime=runtime, directory=self.directory / "logs")
         self.exec = Exec(

@@ -1,40 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """The service behind `/1.0/instances`: what is there, and creating, editing, renaming and deleting.
 
-Starting and stopping is `lifecycle.py`'s; exec, console, files and logs have files of their own.
+Creating is `creation.py`'s, starting and stopping `lifecycle.py`'s; exec, console, files and logs have their own.
 """
-
-import uuid
-from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from flexd.api.errors import BadRequest, Conflict, Fault, Forbidden, raise_faults
-from flexd.api.instance import Instance, InstancePost, InstancePut, InstanceSource, InstancesPost
-from flexd.api.times import now
+from flexd.api.instance import Instance, InstancePost, InstancePut, InstancesPost
 from flexd.api.units import is_true
 from flexd.devices.devices import Devices
-from flexd.images.contract import ImageRecord
-from flexd.images.images import Images
-from flexd.instances.actions import Actions
-from flexd.instances.allocator import IdmapAllocator
-from flexd.instances.check import new_volatile, root_fault, root_size_bytes, settings_faults, without_stale_volatile
+from flexd.instances.check import new_volatile, root_size_bytes, settings_faults, without_stale_volatile
+from flexd.instances.creation import Creation
 from flexd.instances.lifecycle import Lifecycle
 from flexd.instances.limiter import Limiter
-from flexd.instances.names import check_instance_name, make_name
-from flexd.instances.plan import create_plan, delete_plan, rename_plan
+from flexd.instances.names import check_instance_name
+from flexd.instances.plan import delete_plan, rename_plan
 from flexd.instances.record import Config, Expanded, InstanceRecord
 from flexd.instances.registry import Registry, show_instance
+from flexd.instances.resolve import Resolver
+from flexd.instances.snapshots import Snapshots
 from flexd.operations.events import Events
 from flexd.operations.journal import Journal
 from flexd.operations.locks import Locks
 from flexd.operations.operations import Operation, Operations
 from flexd.operations.undo import Undo
 from flexd.storage.pools import Pools
-from flexd.store.contract import RevisionConflict
 
-# LXD keeps what made an image known on the instance, except what only describes the file.
-_IMAGE_KEYS_LEFT_OUT = frozenset({"requirements", "requirements.cgroup"})
 _DAEMONS_KEYS = (
     "volatile.uuid",
     "volatile.idmap.base",
@@ -53,30 +45,28 @@ class Instances:
         registry: Registry,
         devices: Devices,
         pools: Pools,
-        images: Images,
-        actions: Actions,
+        creation: Creation,
+        resolver: Resolver,
+        snapshots: Snapshots,
         lifecycle: Lifecycle,
-        allocator: IdmapAllocator,
         limiter: Limiter,
         journal: Journal,
         operations: Operations,
         locks: Locks,
         events: Events,
-        architectures: Sequence[str],
     ) -> None:
         self._registry = registry
         self._devices = devices
         self._pools = pools
-        self._images = images
-        self._actions = actions
+        self._creation = creation
+        self._resolver = resolver
+        self._snapshots = snapshots
         self._lifecycle = lifecycle
-        self._allocator = allocator
         self._limiter = limiter
         self._journal = journal
         self._operations = operations
         self._locks = locks
         self._events = events
-        self._architectures = architectures
 
     # --- reading ---
 
@@ -95,133 +85,14 @@ class Instances:
     # --- create ---
 
     async def create(self, project: str, post: InstancesPost) -> Operation:
-        """Resolve and check everything, then make it in the background."""
-        name = post.name or make_name(self.names(project))
-        check_instance_name(name)
-        if self._registry.instances.get(project, name) is not None:
-            raise Conflict(f'Failed creating instance "{name}": an instance of this name already exists')
-        if post.type not in ("", "container"):
-            raise BadRequest(f'Failed creating instance "{name}": type "{post.type}" is not supported (container is)')
-        if post.instance_type:
-            raise BadRequest(f'Failed creating instance "{name}": instance type "{post.instance_type}" is not known')
-        image = self._source_image(project, name, post.source)
-        record, expanded = await self._resolve(project, name, post, image)
-        await self._check_host(record, expanded)
-        return self._operations.start(
-            kind="task",
-            description="Creating instance",
-            project=project,
-            resources={"instances": [record.url]},
-            run=lambda operation: self._create(operation, record, expanded, image),
-        )
-
-    def _source_image(self, project: str, name: str, source: InstanceSource) -> ImageRecord | None:
-        if source.type == "none":
-            return None
-        if source.type != "image":
-            raise BadRequest(
-                f'Failed creating instance "{name}": source type "{source.type}" is not supported (image or none)'
-            )
-        if source.server:
-            raise BadRequest(
-                f'Failed creating instance "{name}": images of the server "{source.server}" cannot be fetched here; '
-                "import the image first"
-            )
-        if source.properties and not (source.alias or source.fingerprint):
-            return self._image_with(project, name, source.properties)
-        wanted = source.fingerprint or source.alias
-        if not wanted:
-            raise BadRequest(f'Failed creating instance "{name}": Must specify one of alias, fingerprint or properties')
-        return self._images.resolve(project, wanted)
-
-    def _image_with(self, project: str, name: str, properties: Mapping[str, str]) -> ImageRecord:
-        """The newest image that has all these properties."""
-        fitting = [
-            image
-            for image in self._images.show_all(project)
-            if all(image.properties.get(key) == value for key, value in properties.items())
-        ]
-        if not fitting:
-            raise BadRequest(f'Failed creating instance "{name}": No image has the requested properties')
-        newest = max(fitting, key=lambda image: image.created_at)
-        return self._images.resolve(project, newest.fingerprint)
-
-    async def _resolve(
-        self, project: str, name: str, post: InstancesPost, image: ImageRecord | None
-    ) -> tuple[InstanceRecord, Expanded]:
-        """The record to write; raises every fault at once."""
-        profiles = ["default"] if post.profiles is None else post.profiles
-        faults = settings_faults(self._registry, self._devices, project, post.config, post.devices, profiles)
-        architecture = post.architecture or (image.architecture if image else "") or self._architectures[0]
-        if architecture not in self._architectures:
-            faults.append(Fault("architecture", f'"{architecture}" does not run here ({self._architectures[0]})'))
-        raise_faults(faults)
-        config = {key: value for key, value in post.config.items() if not key.startswith("volatile.")}
-        if image is not None:
-            config |= self._image_config(image)
-        expanded = self._registry.expand_with(project, profiles, config, post.devices)
-        missing = root_fault(expanded)
-        raise_faults([missing] if missing else [])
-        config |= new_volatile(self._devices, expanded, {})
-        config["volatile.uuid"] = str(uuid.uuid4())
-        config["volatile.last_state.idmap"] = "[]"
-        root = expanded.root()
-        record = InstanceRecord(
-            name=name,
-            project=project,
-            architecture=architecture,
-            description=post.description,
-            ephemeral=post.ephemeral,
-            profiles=profiles,
-            config=config,
-            devices=post.devices,
-            pool=root[1]["pool"] if root else "",
-            created_at=now(),
-        )
-        config |= await self._allocator.choose(expanded.config, record.storage_name)
-        return record, self._registry.expand_with(project, profiles, config, post.devices)
-
-    def _image_config(self, image: ImageRecord) -> Config:
-        kept = {f"image.{k}": v for k, v in image.properties.items() if k not in _IMAGE_KEYS_LEFT_OUT}
-        return kept | {"volatile.base_image": image.fingerprint}
-
-    async def _check_host(self, record: InstanceRecord, expanded: Expanded) -> None:
-        """What the devices need must be there: pools, networks, paths."""
-        faults: list[Fault] = []
-        for device, entry in expanded.devices.items():
-            kind = self._devices.kind(entry)
-            if kind is not None:
-                faults += await kind.host_faults(self._actions.context(record, expanded, device))
-        raise_faults(faults)
-        await self._limiter.settings(expanded.config)
-        if root_size_bytes(expanded):
-            reason = await self._pools.has_quota(record.pool)
-            if reason is not None:
-                raise BadRequest(f'Failed creating instance "{record.name}": a size cannot be enforced: {reason}')
-
-    async def _create(
-        self, operation: Operation, record: InstanceRecord, expanded: Expanded, image: ImageRecord | None
-    ) -> None:
-        plan = create_plan(
-            record,
-            msgspec.json.encode(record).decode(),
-            fingerprint=image.fingerprint if image else None,
-            size_bytes=root_size_bytes(expanded),
-        )
-        async with self._locks.hold(f"instance/{record.project}/{record.name}", "create"):
-            try:
-                await self._journal.run(plan, operation.progress)
-            except RevisionConflict as error:
-                raise Conflict(f'Failed creating instance "{record.name}": the name was taken meanwhile') from error
-        await self._lifecycle.announce_ports(expanded)
-        self._events.lifecycle("instance-created", record.url, record.project, {"type": record.type})
+        return await self._creation.create(project, post)
 
     # --- edit ---
 
     async def update(self, project: str, name: str, put: InstancePut) -> Operation:
         """Replace the settings in the background (PUT)."""
         if put.restore:
-            raise BadRequest(f'Failed restoring "{put.restore}" on instance "{name}": there are no snapshots')
+            return await self._snapshots.restore(project, name, put.restore, stateful=put.stateful)
         record = self._registry.instance(project, name)
         return self._operations.start(
             kind="task",
@@ -280,7 +151,7 @@ class Instances:
                 f'Failed updating instance "{old.name}": device {", ".join(names)} cannot be changed while it is '
                 "running; stop it first"
             )
-        await self._check_host(new, expanded)
+        await self._resolver.check_host(new, expanded)
         if root_size_bytes(before) != root_size_bytes(expanded):
             await self._pools.resize(old.volume, root_size_bytes(expanded))
 
