@@ -13,9 +13,11 @@ import logging
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 from flexd.api.errors import FlexdError
+from flexd.api.times import now
 from flexd.configuration import configuration
 from flexd.devices.contract import Parts
 from flexd.devices.devices import Devices
@@ -27,6 +29,7 @@ from flexd.instances.actions import Actions
 from flexd.instances.allocator import IdmapAllocator
 from flexd.instances.console import Console
 from flexd.instances.creation import Creation
+from flexd.instances.edits import Edits
 from flexd.instances.exec import Exec
 from flexd.instances.files import Files
 from flexd.instances.instances import Instances
@@ -113,19 +116,18 @@ class Daemon:
             directory=directory / "images",
             delete_unpacked=self.pools.delete_image,
         )
-        parts = Parts(host, self.pools, self.networks, daemon_id(directory))
+        parts = Parts(host, self.pools, self.networks, runtime, daemon_id(directory))
         self.devices = Devices(parts)
         self.registry = Registry(mirror)
         self._compose_instances(terminals, locks, features.architectures)
         self.config = ServerConfig(mirror, events)
         self._server: Server | None = None
-        self._resuming: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     def _compose_instances(self, terminals: Terminals, locks: Locks, architectures: list[str]) -> None:
         """Everything of rank `instances`."""
         registry, runtime, events, operations = self.registry, self.runtime, self.events, self.operations
         self.ports = PortList(registry, self.networks)
-        self.profiles = Profiles(registry=registry, devices=self.devices, events=events)
         limiter = Limiter(self._host)
         actions = Actions(
             registry=registry,
@@ -141,6 +143,7 @@ class Daemon:
         self.lifecycle = Lifecycle(
             registry=registry,
             devices=self.devices,
+            actions=actions,
             runtime=runtime,
             ports=self.ports,
             allocator=allocator,
@@ -192,15 +195,34 @@ class Daemon:
             locks=locks,
             events=events,
         )
+        edits = Edits(
+            registry=registry,
+            devices=self.devices,
+            actions=actions,
+            lifecycle=self.lifecycle,
+            limiter=limiter,
+            pools=self.pools,
+            runtime=runtime,
+            journal=self.journal,
+            locks=locks,
+        )
+        self.profiles = Profiles(
+            registry=registry,
+            devices=self.devices,
+            resolver=resolver,
+            lifecycle=self.lifecycle,
+            edits=edits,
+            locks=locks,
+            events=events,
+        )
         self.instances = Instances(
             registry=registry,
             devices=self.devices,
-            pools=self.pools,
             creation=creation,
             resolver=resolver,
             snapshots=self.snapshots,
             lifecycle=self.lifecycle,
-            limiter=limiter,
+            edits=edits,
             journal=self.journal,
             operations=operations,
             locks=locks,
@@ -244,6 +266,7 @@ class Daemon:
             files=self.files,
             logs=self.logs,
             profiles=self.profiles,
+            snapshots=self.snapshots,
             images=self.images,
             networks=self.networks,
             pools=self.pools,
@@ -265,7 +288,18 @@ class Daemon:
         gone = await self.lifecycle.adopt()
         await self.ports.announce_all()
         resume = self.lifecycle.resume(gone, host_rebooted=host_rebooted)
-        self._resuming = asyncio.create_task(resume, name="resume instances")
+        self._tasks.append(asyncio.create_task(resume, name="resume instances"))
+        self._tasks.append(asyncio.create_task(self._keep_time(), name="keep time"))
+
+    async def _keep_time(self) -> None:
+        """At each full minute: scheduled snapshots and what has expired."""
+        while True:
+            await asyncio.sleep(60 - time.time() % 60)
+            minute = now().replace(second=0, microsecond=0)
+            try:
+                await self.snapshots.run_schedule(minute)
+            except Exception:  # border of a background task: the next minute comes anyway
+                log.exception("Failed running the schedule of %s", minute)
 
     async def serve(self, socket_path: Path, group: str) -> None:
         """Answer requests until `close`."""
@@ -277,9 +311,9 @@ class Daemon:
         """Stop answering and let go; containers, networks and mounts stay as they are."""
         if self._server is not None:
             await self._server.stop()
-        if self._resuming is not None:
-            self._resuming.cancel()
-            await asyncio.gather(self._resuming, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.operations.close()
         await self.lifecycle.close()
         await self.networks.stop()

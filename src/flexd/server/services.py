@@ -14,6 +14,7 @@ from flexd.instances.instances import Instances
 from flexd.instances.lifecycle import Lifecycle
 from flexd.instances.logs import Logs
 from flexd.instances.profiles import Profiles
+from flexd.instances.snapshots import Snapshots
 from flexd.instances.state import States
 from flexd.network.networks import Networks
 from flexd.operations.events import Events
@@ -39,6 +40,7 @@ class Services:
     files: Files
     logs: Logs
     profiles: Profiles
+    snapshots: Snapshots
     images: Images
     networks: Networks
     pools: Pools
