@@ -197,7 +197,11 @@ class Client:
         target = self.target(path, query)
         if self._trace is not None:
             self._trace(f"{method} {target}" + (f" {json.dumps(body)}" if isinstance(body, (dict, list)) else ""))
-        connection.send(method, target, fields, payload, on_sent)
+        try:
+            connection.send(method, target, fields, payload, on_sent)
+        except BaseException:  # also an interrupt: half a request must never be followed by another one
+            connection.close()
+            raise
         return connection
 
     def finish_request(self, connection: Connection, method: str, path: str) -> Reply:
@@ -205,26 +209,32 @@ class Client:
 
     def websocket(self, path: str, query: Mapping[str, str] | None = None) -> WebSocket:
         """Open a websocket; it blocks until told otherwise."""
-        from flexd.client.websocket import WebSocket, check_accept, new_key, upgrade_headers
+        from flexd.client.websocket import WebSocket, accept_of, new_key, upgrade_headers
 
         key = new_key()
-        connection = Connection(self.endpoint)
-        connection.send("GET", self.target(path, query), upgrade_headers(key))
-        response = connection.receive("GET")
-        if response.status != 101:
-            self._envelope(response, path)
-        check_accept(key, response.headers.get("sec-websocket-accept"), self.endpoint.url + path)
-        return WebSocket(connection.detach())
+        wire, headers = self._upgraded(path, query, upgrade_headers(key))
+        if headers.get("sec-websocket-accept") != accept_of(key):
+            wire.close()
+            raise ConnectionFailed(f"Failed opening a websocket at {path}: the server did not answer the handshake")
+        return WebSocket(wire)
 
     def upgrade(self, path: str, protocol: str) -> Wire:
         """Turn a connection into a raw one, such as LXD's `sftp`."""
+        return self._upgraded(path, None, {"Connection": "Upgrade", "Upgrade": protocol})[0]
+
+    def _upgraded(
+        self, path: str, query: Mapping[str, str] | None, headers: Mapping[str, str]
+    ) -> tuple[Wire, dict[str, str]]:
         connection = Connection(self.endpoint)
-        connection.send("GET", self.target(path, None), {"Connection": "Upgrade", "Upgrade": protocol})
-        response = connection.receive("GET")
-        if response.status != 101:
+        try:
+            connection.send("GET", self.target(path, query), headers)
+            response = connection.receive("GET")
+            if response.status == 101:
+                return connection.detach(), response.headers
             self._envelope(response, path)
-            raise ClientError(f"Failed opening {path}: the server does not speak {protocol} there", response.status)
-        return connection.detach()
+            raise ClientError(f"Failed opening {path}: the server does not speak {headers['Upgrade']} there")
+        finally:
+            connection.close()  # nothing to close after `detach`
 
     def target(self, path: str, query: Mapping[str, str] | None) -> str:
         """Path and query of a request; the project is added unless the caller names one."""
@@ -238,12 +248,18 @@ class Client:
 
     def _take_connection(self) -> Connection:
         idle, self._idle = self._idle, None
-        if idle is not None and idle.reusable:
-            return idle
-        return Connection(self.endpoint)  # the other one is still being read: its response owns it
+        if idle is not None:
+            if idle.reusable:
+                return idle
+            idle.abandon()
+        return Connection(self.endpoint)
 
     def _receive(self, connection: Connection, method: str) -> Response:
-        response = connection.receive(method)
+        try:
+            response = connection.receive(method)
+        except ConnectionFailed:
+            connection.close()
+            raise
         self._idle = connection  # taken again once the response has been read to its end
         return response
 

@@ -94,6 +94,7 @@ class Response:
         self.status = status
         self.headers = headers
         self.complete = False
+        self.abandoned = False
         self._wire = wire
         self._has_body = has_body
 
@@ -111,16 +112,18 @@ class Response:
 
     def chunks(self) -> Iterator[bytes]:
         """The body piece by piece, as it arrives."""
-        if self._has_body:
-            if self.headers.get("transfer-encoding", "").lower() == "chunked":
-                yield from self._chunked()
-            elif self.length is not None:
-                yield from self._counted(self.length)
-            else:
-                yield from self._wire.read_to_end()
-        self.complete = True
-        if not self.keeps_alive:
-            self._wire.close()
+        try:
+            if self._has_body:
+                if self.headers.get("transfer-encoding", "").lower() == "chunked":
+                    yield from self._chunked()
+                elif self.length is not None:
+                    yield from self._counted(self.length)
+                else:
+                    yield from self._wire.read_to_end()
+            self.complete = True
+        finally:
+            if self.abandoned or not self.keeps_alive:
+                self._wire.close()
 
     def read(self) -> bytes:
         return b"".join(self.chunks())
@@ -205,6 +208,13 @@ class Connection:
         has_body = method != "HEAD" and status not in (101, 204, 304)
         self._response = Response(wire, status, headers, has_body)
         return self._response
+
+    def abandon(self) -> None:
+        """Leave the connection to the answer that is still being read: at its end it is closed."""
+        if self._response is not None and not self._response.complete:
+            self._response.abandoned = True
+        else:
+            self.close()
 
     def detach(self) -> Wire:
         """Hand the socket over after an upgrade (101): it is no longer HTTP."""

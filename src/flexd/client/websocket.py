@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import os
 
-from flexd.client.errors import ConnectionFailed
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from flexd.client.connection import Wire
@@ -207,8 +205,3 @@ def upgrade_headers(key: str) -> dict[str, str]:
         "Sec-WebSocket-Version": "13",
         "Sec-WebSocket-Key": key,
     }
-
-
-def check_accept(key: str, answer: str | None, url: str) -> None:
-    if answer != accept_of(key):
-        raise ConnectionFailed(f"Failed opening a websocket at {url}: the server did not answer the handshake")
