@@ -5,19 +5,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from flexd.api.errors import Fault
 from flexd.api.idmap import IdMap
 from flexd.api.keys import Key, check_config
 from flexd.host.contract import Host
 from flexd.network.networks import Networks
-from flexd.runtime.contract import MountSpec, NicSpec
+from flexd.runtime.contract import MountSpec, NicSpec, RunningContainer, Runtime
 from flexd.storage.pools import Pools
 
 
 class DeviceContext(Struct, frozen=True):
-    """One device of one instance. `volatile` holds its `volatile.<device>.*` keys without that prefix."""
+    """One device of one instance. `volatile` holds its `volatile.<device>.*` keys without that prefix; `siblings` are
+    the instance's other devices, for what depends on them (NAT of a proxy on a NIC's address)."""
 
     project: str
     instance: str
@@ -27,13 +28,15 @@ class DeviceContext(Struct, frozen=True):
     volatile: Mapping[str, str]
     idmap: IdMap
     directory: Path  # the instance's own, for mounts that outlive a call
+    siblings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 class RunConfig(Struct, frozen=True):
-    """What a device adds to the container's start."""
+    """What a device adds to the container; `rules` are device cgroup rules (`c 10:200 rwm`)."""
 
     nics: tuple[NicSpec, ...] = ()
     mounts: tuple[MountSpec, ...] = ()
+    rules: tuple[str, ...] = ()
 
 
 class Parts(Struct, frozen=True):
@@ -42,16 +45,20 @@ class Parts(Struct, frozen=True):
     host: Host
     pools: Pools
     networks: Networks
+    runtime: Runtime
     daemon_id: str  # tells this daemon's host-wide names from another's
 
 
 class Kind:
     """Base of device kinds. Its type and subtype (`nic`, `bridged`) are class keywords that register the class.
 
-    `start` and `stop` are idempotent: a journalled step may repeat them or find half of the work done.
+    A start of the instance: `start`, `run_config` (into the container's configuration), `activate`. Plugging into one
+    that runs: `start`, `plug`. Unplugging: `unplug`, `stop`; the end of the container: `stop`. All are idempotent: a
+    journalled step may repeat them or find half of the work done. `stop` depends on nothing but the context.
     """
 
     KEYS: ClassVar[tuple[Key, ...]] = ()
+    UPDATABLE: ClassVar[frozenset[str]] = frozenset()  # keys that `update` changes in place while it runs
     registered: ClassVar[dict[tuple[str, str], "type[Kind]"]] = {}
 
     def __init_subclass__(cls, *, type: str, subtype: str = "") -> None:
@@ -59,6 +66,7 @@ class Kind:
 
     def __init__(self, parts: Parts) -> None:
         self.host, self.pools, self.networks = parts.host, parts.pools, parts.networks
+        self.runtime = parts.runtime
         self.daemon_id = parts.daemon_id
 
     def faults(self, device: str, config: Mapping[str, str]) -> list[Fault]:
@@ -67,7 +75,8 @@ class Kind:
         return check_config(given, self.KEYS, f"devices.{device}")
 
     async def host_faults(self, context: DeviceContext) -> list[Fault]:
-        """What this host lacks for the entry (network, path, pool); asked at create, edit and before a start."""
+        """What this host lacks for the entry (network, path, pool, kernel option, program, hardware), with the reason;
+        asked at create, edit and before a start."""
         del context
         return []
 
@@ -81,8 +90,60 @@ class Kind:
         del context
         return RunConfig()
 
+    async def volatile_at_start(self, context: DeviceContext) -> dict[str, str]:
+        """What must be remembered of the host as it was before `start` (`last_state.*` of a physical NIC)."""
+        del context
+        return {}
+
     async def start(self, context: DeviceContext) -> None:
-        """Make the host side (a veth pair, a mount) before the container starts."""
+        """Make the host side (a veth pair, a mount) before the container starts or the device is plugged in."""
 
     async def stop(self, context: DeviceContext) -> None:
-        """Remove the host side after the container has ended, or when its start failed."""
+        """Remove the host side after the container has ended, was unplugged from, or when its start failed."""
+
+    async def activate(self, context: DeviceContext, container: RunningContainer) -> None:
+        """What needs the running container: processes beside it, limits of its cgroup. `stop` takes it back."""
+
+    async def deactivate(self, context: DeviceContext, container: RunningContainer) -> None:
+        """Take back what `activate` did to the container itself (a limit), as it goes on without the device."""
+
+    async def plug(self, context: DeviceContext, container: RunningContainer) -> None:
+        """Give a running container what `run_config` would have given it at its start."""
+        config = await self.run_config(context)
+        for nic in config.nics:
+            if await self.host.links.get(nic.link) is not None:
+                await self.host.links.move(nic.link, network_namespace(container), nic.name)
+        for rule in config.rules if not context.idmap else ():
+            await self.runtime.allow_device(container, rule)
+        for mount in config.mounts:
+            await self.runtime.remove_mount(container, mount)  # of a try that was cut short
+            await self.runtime.add_mount(container, mount)
+        await self.activate(context, container)
+
+    async def unplug(self, context: DeviceContext, container: RunningContainer) -> None:
+        """Take it out of a running container; the host side stays until `stop`."""
+        config = await self.run_config(context)
+        await self.deactivate(context, container)
+        for mount in reversed(config.mounts):
+            await self.runtime.remove_mount(container, mount)
+        for rule in config.rules if not context.idmap else ():
+            await self.runtime.deny_device(container, rule)
+        for nic in config.nics:
+            await self._take_link(nic, container)
+
+    async def _take_link(self, nic: NicSpec, container: RunningContainer) -> None:
+        """Back under its name on the host. Somebody inside may have renamed it: its address tells."""
+        if await self.host.links.get(nic.link) is not None:
+            return
+        inside = (await self.host.links.inside([container.init.pid]))[0]
+        for name in [nic.name, *(link.name for link in inside if link.hwaddr and link.hwaddr == nic.hwaddr.lower())]:
+            if await self.host.links.fetch(network_namespace(container), name, nic.link):
+                return
+
+    async def update(self, old: DeviceContext, new: DeviceContext, container: RunningContainer) -> None:
+        """Apply changes of `UPDATABLE` keys; called with both swapped to take them back."""
+
+
+def network_namespace(container: RunningContainer) -> Path:
+    """Where a container's network namespace is found while it runs."""
+    return Path(f"/proc/{container.init.pid}/ns/net")

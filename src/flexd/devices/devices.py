@@ -35,6 +35,12 @@ class Devices:
         # extension: instance_nic_network - the network's type says which NIC it is
         return "bridged" if config.get("network") else config.get("nictype", "")
 
+    def updates_in_place(self, old: DeviceConfig, new: DeviceConfig) -> bool:
+        """Whether a running instance can take the change without the device being unplugged."""
+        kind = self.kind(old)
+        changed = {key for key in {**old, **new} if old.get(key, "") != new.get(key, "")}
+        return kind is not None and kind is self.kind(new) and changed <= kind.UPDATABLE
+
     def faults(self, devices: Mapping[str, DeviceConfig]) -> list[Fault]:
         """Every fault of a `devices` section."""
         found: list[Fault] = []

@@ -9,12 +9,12 @@ from typing import Any
 
 import msgspec
 
-from flexd.devices.contract import DeviceContext
+from flexd.devices.contract import DeviceContext, Kind
 from flexd.devices.devices import Devices
 from flexd.images.images import Images
 from flexd.instances.allocator import current_idmap
 from flexd.instances.limiter import Limiter
-from flexd.instances.record import Expanded, InstanceRecord, device_volatile
+from flexd.instances.record import Attached, DeviceEntries, Expanded, InstanceRecord, device_volatile
 from flexd.instances.registry import Registry
 from flexd.instances.spec import container_spec
 from flexd.operations.contract import Progress
@@ -55,6 +55,7 @@ class Actions:
         register("instances.mount", self._mount, self._unmount)
         register("instances.device", self._device, self._undevice)
         register("instances.launch", self._launch, self._unlaunch)
+        register("instances.activate", self._activate)
         register("instances.release_device", self._release_device)
         register("instances.unmount", self._release_mount)
         register("instances.forget_runtime", self._forget_runtime)
@@ -116,16 +117,21 @@ class Actions:
         return record, self._registry.expand(record)
 
     def context(self, record: InstanceRecord, expanded: Expanded, device: str) -> DeviceContext:
-        """What a device kind is told about one entry of an instance."""
+        """What a device kind is told about one entry of an instance's settings."""
+        attached = Attached(expanded.devices[device], device_volatile(record.config, device))
+        return self._context(record, device, attached, expanded.devices)
+
+    def _context(self, record: InstanceRecord, device: str, attached: Attached, all_of: DeviceEntries) -> DeviceContext:
         return DeviceContext(
             project=record.project,
             instance=record.name,
             runtime_name=record.storage_name,
             device=device,
-            config=expanded.devices[device],
-            volatile=device_volatile(record.config, device),
+            config=attached.entry,
+            volatile=attached.volatile,
             idmap=current_idmap(record.config),
             directory=self._directory / record.storage_name,
+            siblings={name: entry for name, entry in all_of.items() if name != device},
         )
 
     async def _mount(self, args: Args, _progress: Progress) -> None:
@@ -139,21 +145,35 @@ class Actions:
     async def _release_mount(self, args: Args, _progress: Progress) -> None:
         await self._unmount(args)
 
+    def attached_context(self, args: Args) -> tuple[Kind | None, DeviceContext]:
+        """The device of a step: as the step says, not as the instance's settings do by now."""
+        record = self._registry.instance(args["project"], args["name"])
+        attached = Attached(args["entry"], args["volatile"])
+        return self._devices.kind(attached.entry), self._attached(record, args["device"], attached)
+
+    def _attached(self, record: InstanceRecord, device: str, attached: Attached) -> DeviceContext:
+        return self._context(record, device, attached, {name: each.entry for name, each in record.attached.items()})
+
     async def _device(self, args: Args, _progress: Progress) -> None:
-        record, expanded = self._load(args)
-        kind = self._devices.kind(expanded.devices[args["device"]])
+        kind, context = self.attached_context(args)
         if kind is not None:
-            await kind.start(self.context(record, expanded, args["device"]))
+            await kind.start(context)
 
     async def _undevice(self, args: Args) -> None:
-        record, expanded = self._load(args)
-        entry = expanded.devices.get(args["device"])
-        kind = None if entry is None else self._devices.kind(entry)
+        kind, context = self.attached_context(args)
         if kind is not None:
-            await kind.stop(self.context(record, expanded, args["device"]))
+            await kind.stop(context)
 
     async def _release_device(self, args: Args, _progress: Progress) -> None:
         await self._undevice(args)
+
+    def _parts(self, record: InstanceRecord) -> list[tuple[Kind, DeviceContext]]:
+        """All devices that an instance runs with."""
+        found = [
+            (self._devices.kind(attached.entry), self._attached(record, device, attached))
+            for device, attached in record.attached.items()
+        ]
+        return [(kind, context) for kind, context in found if kind is not None]
 
     async def _launch(self, args: Args, _progress: Progress) -> None:
         record, expanded = self._load(args)
@@ -161,14 +181,19 @@ class Actions:
             return  # started before a crash of the daemon
         idmap = current_idmap(record.config)
         rootfs = await self._pools.mount(record.volume, idmap)
-        parts = []
-        for device, entry in expanded.devices.items():
-            kind = self._devices.kind(entry)
-            if kind is not None:
-                parts.append(await kind.run_config(self.context(record, expanded, device)))
+        parts = [await kind.run_config(context) for kind, context in self._parts(record)]
         limits = await self._limiter.settings(expanded.config)
         spec = container_spec(record, expanded, rootfs, idmap, parts, limits)
         await self._runtime.start(spec)
+
+    async def _activate(self, args: Args, _progress: Progress) -> None:
+        """Taken back by the undo of each device's own step."""
+        record, _ = self._load(args)
+        container = await self._runtime.find(record.storage_name)
+        if container is None:
+            return  # it ended at once, which whoever started it sees
+        for kind, context in self._parts(record):
+            await kind.activate(context, container)
 
     async def _unlaunch(self, args: Args) -> None:
         record, _ = self._load(args)

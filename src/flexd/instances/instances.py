@@ -10,10 +10,10 @@ from flexd.api.errors import BadRequest, Conflict, Fault, Forbidden, raise_fault
 from flexd.api.instance import Instance, InstancePost, InstancePut, InstancesPost
 from flexd.api.units import is_true
 from flexd.devices.devices import Devices
-from flexd.instances.check import new_volatile, root_size_bytes, settings_faults, without_stale_volatile
+from flexd.instances.check import new_volatile, settings_faults, without_stale_volatile
 from flexd.instances.creation import Creation
+from flexd.instances.edits import Edit, Edits
 from flexd.instances.lifecycle import Lifecycle
-from flexd.instances.limiter import Limiter
 from flexd.instances.names import check_instance_name
 from flexd.instances.plan import delete_plan, rename_plan
 from flexd.instances.record import Config, Expanded, InstanceRecord
@@ -24,8 +24,6 @@ from flexd.operations.events import Events
 from flexd.operations.journal import Journal
 from flexd.operations.locks import Locks
 from flexd.operations.operations import Operation, Operations
-from flexd.operations.undo import Undo
-from flexd.storage.pools import Pools
 
 _DAEMONS_KEYS = (
     "volatile.uuid",
@@ -44,12 +42,11 @@ class Instances:
         *,
         registry: Registry,
         devices: Devices,
-        pools: Pools,
         creation: Creation,
         resolver: Resolver,
         snapshots: Snapshots,
         lifecycle: Lifecycle,
-        limiter: Limiter,
+        edits: Edits,
         journal: Journal,
         operations: Operations,
         locks: Locks,
@@ -57,12 +54,11 @@ class Instances:
     ) -> None:
         self._registry = registry
         self._devices = devices
-        self._pools = pools
         self._creation = creation
         self._resolver = resolver
         self._snapshots = snapshots
         self._lifecycle = lifecycle
-        self._limiter = limiter
+        self._edits = edits
         self._journal = journal
         self._operations = operations
         self._locks = locks
@@ -103,10 +99,9 @@ class Instances:
         )
 
     async def patch(self, project: str, name: str, put: InstancePut) -> None:
-        """Replace the settings at once; what can only change on a stopped instance is refused on a running one."""
+        """Replace the settings at once, live where the instance runs."""
         async with self._locks.hold(f"instance/{project}/{name}", "update"):
-            found = self._registry.find(project, name)
-            record = found.value
+            record = self._registry.instance(project, name)
             raise_faults(settings_faults(self._registry, self._devices, project, put.config, put.devices, put.profiles))
             expanded = self._registry.expand_with(project, put.profiles, put.config, put.devices)
             config = _with_daemons_keys(record.config, without_stale_volatile(put.config, expanded))
@@ -121,14 +116,10 @@ class Instances:
                 devices=put.devices,
             )
             await self._check_edit(record, changed, expanded)
-            async with Undo() as undo:
-                container = self._lifecycle.running(record)
-                if container is not None:
-                    before = self._registry.expand(record).config
-                    await self._limiter.apply(container, before, expanded.config)
-                    undo.push(self._limiter.apply, container, expanded.config, before)
-                await self._registry.instances.update((project, name), changed, found.revision)
+            before = self._registry.expand(record)
+            await self._edits.apply(f'update instance "{name}"', [Edit(record, changed, before, expanded)])
         await self._lifecycle.rebalance()
+        await self._lifecycle.announce_ports(before)
         await self._lifecycle.announce_ports(expanded)
         self._events.lifecycle("instance-updated", record.url, project)
 
@@ -139,21 +130,8 @@ class Instances:
                 f'Failed updating instance "{old.name}": its root disk is on pool "{old.pool}" and cannot be moved '
                 "or removed by an edit"
             )
-        before = self._registry.expand(old)
         raise_faults(_changed_volatile(old, new))
-        if self._lifecycle.status(old) != "Stopped" and before.devices != expanded.devices:
-            names = sorted(
-                name
-                for name in before.devices | expanded.devices
-                if before.devices.get(name) != expanded.devices.get(name)
-            )
-            raise BadRequest(
-                f'Failed updating instance "{old.name}": device {", ".join(names)} cannot be changed while it is '
-                "running; stop it first"
-            )
         await self._resolver.check_host(new, expanded)
-        if root_size_bytes(before) != root_size_bytes(expanded):
-            await self._pools.resize(old.volume, root_size_bytes(expanded))
 
     # --- rename and delete ---
 

@@ -13,17 +13,18 @@ from typing import Literal
 
 import msgspec
 
-from flexd.api.errors import BadRequest, FlexdError
+from flexd.api.errors import BadRequest, Fault, FlexdError, InvalidInput
 from flexd.api.instance_state import InstanceStatePut
 from flexd.api.times import now
 from flexd.api.units import is_true
 from flexd.devices.devices import Devices
+from flexd.instances.actions import Actions
 from flexd.instances.allocator import IdmapAllocator
 from flexd.instances.check import new_volatile
 from flexd.instances.limiter import Limiter
 from flexd.instances.plan import cleanup_plan, delete_plan, start_plan
 from flexd.instances.ports import PortList
-from flexd.instances.record import Expanded, InstanceRecord
+from flexd.instances.record import Config, Expanded, InstanceRecord, attached_devices
 from flexd.instances.registry import Registry
 from flexd.operations.events import Events
 from flexd.operations.journal import Journal
@@ -65,6 +66,7 @@ class Lifecycle:
         *,
         registry: Registry,
         devices: Devices,
+        actions: Actions,
         runtime: Runtime,
         ports: PortList,
         allocator: IdmapAllocator,
@@ -76,6 +78,7 @@ class Lifecycle:
     ) -> None:
         self._registry = registry
         self._devices = devices
+        self._actions = actions
         self._runtime = runtime
         self._ports = ports
         self._allocator = allocator
@@ -201,14 +204,13 @@ class Lifecycle:
 
     async def _start(self, project: str, name: str) -> None:
         record = await self._prepare_start(project, name)
-        devices = list(self._registry.expand(record).devices)
         async with Undo() as undo:
             undo.push(self._note_power, project, name, "STOPPED")
-            await self._journal.run(start_plan(record, devices))
+            await self._journal.run(start_plan(record))
             container = await self._runtime.find(record.storage_name)
             if container is None:
                 # Ended between its start and now; the runtime's own wait for init's first moments has passed.
-                await self._journal.run(cleanup_plan(record, devices))
+                await self._journal.run(cleanup_plan(record))
                 raise FlexdError(f'Failed starting instance "{name}": its init ended at once; see its console log')
         self._watch(record, container)
         await self.rebalance()
@@ -227,10 +229,30 @@ class Lifecycle:
             "volatile.last_state.idmap": config["volatile.idmap.next"],
             "volatile.last_state.power": "RUNNING",
         }
-        changed = msgspec.structs.replace(record, config=config, last_used_at=now())
+        config |= await self._readings(record, config, expanded)
+        attached = attached_devices(config, expanded.devices)
+        changed = msgspec.structs.replace(record, config=config, attached=attached, last_used_at=now())
         await self._registry.instances.update((project, name), changed, found.revision)
         await self._ports.announce(self._registry.expand(changed))
         return changed
+
+    async def _readings(self, record: InstanceRecord, config: Config, expanded: Expanded) -> Config:
+        """What devices must remember of the host as it is before they are set up; raises what they lack of it."""
+        found: Config = {}
+        faults: list[Fault] = []
+        now_known = msgspec.structs.replace(record, config=config)
+        for device, entry in expanded.devices.items():
+            kind = self._devices.kind(entry)
+            if kind is None:
+                continue
+            context = self._actions.context(now_known, expanded, device)
+            faults += await kind.host_faults(context)
+            if not faults:
+                values = await kind.volatile_at_start(context)
+                found |= {f"volatile.{device}.{key}": value for key, value in values.items()}
+        if faults:
+            raise BadRequest(f'Failed starting instance "{record.name}": {InvalidInput(faults)}')
+        return found
 
     # --- stop ---
 
@@ -312,8 +334,10 @@ class Lifecycle:
 
     async def _after_end(self, live: _Live, record: InstanceRecord, ended: Ended) -> None:
         """Clean up; the instance shows as running until that is done, so that no start comes in between."""
-        record = self._registry.instance(record.project, record.name)
-        await self._journal.run(cleanup_plan(record, list(self._registry.expand(record).devices)))
+        # Not in the middle of an edit of its devices, of which one would know nothing.
+        async with self._locks.hold(devices_key(record), "cleanup"):
+            record = self._registry.instance(record.project, record.name)
+            await self._journal.run(cleanup_plan(record))
         again = live.asked == "restart" or (ended.target == "reboot" and not live.asked)
         if not again and not self._host_goes_down:
             await self._note_power(record.project, record.name, "STOPPED")
@@ -363,7 +387,7 @@ class Lifecycle:
         """Clean up after containers that ended unseen, then start what is to run (boot.autostart, order, delay)."""
         starting = [record for record in self._registry.all_instances() if self._autostarts(record, host_rebooted)]
         for record in gone:
-            await self._journal.run(cleanup_plan(record, list(self._registry.expand(record).devices)))
+            await self._journal.run(cleanup_plan(record))
             await self._note_power(record.project, record.name, "STOPPED")
             if record.ephemeral:
                 await self._journal.run(delete_plan(record))
@@ -413,3 +437,8 @@ class Lifecycle:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def devices_key(record: InstanceRecord) -> str:
+    """The lock of who changes the set of devices that a container runs with: edits, and its end."""
+    return f"devices/{record.project}/{record.name}"

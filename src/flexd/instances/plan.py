@@ -4,9 +4,13 @@
 The actions behind the step names are in `actions.py`. Arguments carry what a restarted daemon needs to go on.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
-from flexd.instances.record import InstanceRecord
+import msgspec
+from msgspec import Struct
+
+from flexd.instances.record import Attached, InstanceRecord
 from flexd.operations.contract import Plan, Step
 
 
@@ -34,19 +38,83 @@ def create_plan(record: InstanceRecord, encoded: str, *, fingerprint: str | None
     )
 
 
-def start_plan(record: InstanceRecord, devices: list[str]) -> Plan:
+def copy_plan(record: InstanceRecord, encoded: str, volumes: dict[str, Any], snapshots: list[str]) -> Plan:
+    """As creating, with the volume (and its snapshots) of another instance. `snapshots`: the documents to write."""
+    return Plan(
+        f'copy instance "{record.name}"',
+        (
+            Step("instances.record", _where(record, document=encoded)),
+            Step("copies.volume", _where(record, **volumes)),
+            Step("copies.snapshots", _where(record, documents=snapshots)),
+        ),
+    )
+
+
+def _device(record: InstanceRecord, device: str, attached: Attached) -> dict[str, Any]:
+    return _where(record, device=device, entry=attached.entry, volatile=attached.volatile)
+
+
+def start_plan(record: InstanceRecord) -> Plan:
     """Root and devices on the host, then the container. A restarted daemon finishes what was asked for."""
     steps = [Step("instances.mount", _where(record))]
-    steps += [Step("instances.device", _where(record, device=device)) for device in devices]
-    steps.append(Step("instances.launch", _where(record)))
+    steps += [Step("instances.device", _device(record, *each)) for each in record.attached.items()]
+    steps += [Step("instances.launch", _where(record)), Step("instances.activate", _where(record))]
     return Plan(f'start instance "{record.name}"', tuple(steps), on_crash="finish")
 
 
-def cleanup_plan(record: InstanceRecord, devices: list[str]) -> Plan:
-    """After the container has ended: take down what its start set up, last first."""
-    steps = [Step("instances.release_device", _where(record, device=device)) for device in reversed(devices)]
+def cleanup_plan(record: InstanceRecord) -> Plan:
+    """After the container has ended: take down what its start and later edits set up, last first."""
+    devices = reversed(record.attached.items())
+    steps = [Step("instances.release_device", _device(record, *each)) for each in devices]
     steps.append(Step("instances.unmount", _where(record)))
     return Plan(f'clean up after instance "{record.name}"', tuple(steps), on_crash="finish")
+
+
+class DeviceChange(Struct, frozen=True):
+    """What an edit does to one device of a running instance; `in_place`: without unplugging it."""
+
+    device: str
+    old: Attached | None
+    new: Attached | None
+    in_place: bool = False
+
+
+def change_steps(record: InstanceRecord, changes: Sequence[DeviceChange]) -> list[Step]:
+    """Unplug what goes, then plug in what comes; each step's undo is the opposite one."""
+    steps = []
+    for change in reversed(changes):
+        if change.old is not None and not change.in_place:
+            old = _device(record, change.device, change.old)
+            steps += [Step("instances.unplug", old), Step("instances.remove_device", old)]
+    for change in changes:
+        if change.new is None:
+            continue
+        new = _device(record, change.device, change.new)
+        if change.in_place and change.old is not None:
+            steps.append(Step("instances.update_device", {**new, "old_entry": change.old.entry}))
+        else:
+            steps += [Step("instances.device", new), Step("instances.plug", new)]
+    return steps
+
+
+def resize_step(record: InstanceRecord, old_bytes: int, new_bytes: int) -> Step:
+    """Another size for the root volume."""
+    where = {"pool": record.pool, "volume": record.storage_name}
+    return Step("instances.resize", {**where, "old_bytes": old_bytes, "size_bytes": new_bytes})
+
+
+class Write(Struct, frozen=True):
+    """A document of `folder` ("instances", "profiles") and what it becomes, encoded."""
+
+    folder: str
+    path: tuple[str, str]
+    old: str
+    new: str
+
+
+def write_step(writes: Sequence[Write]) -> Step:
+    """All documents in one transaction; last in a plan, so that what they say is true."""
+    return Step("instances.write", {"writes": [msgspec.structs.asdict(write) for write in writes]})
 
 
 def delete_plan(record: InstanceRecord) -> Plan:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Profiles: settings shared by instances."""
 
+import contextlib
 from collections.abc import Mapping
 
 import msgspec
@@ -9,20 +10,39 @@ from flexd.api.errors import BadRequest, Conflict, Fault, Forbidden, raise_fault
 from flexd.api.profile import Profile, ProfilePost, ProfilePut, ProfilesPost
 from flexd.devices.devices import Devices
 from flexd.devices.kinds.disk import is_root
+from flexd.instances.check import new_volatile, without_stale_volatile
+from flexd.instances.edits import Edit, Edits, profile_write
 from flexd.instances.keys import config_faults
+from flexd.instances.lifecycle import Lifecycle
 from flexd.instances.names import check_profile_name
-from flexd.instances.record import DeviceEntries, InstanceRecord, ProfileRecord
+from flexd.instances.record import DeviceEntries, InstanceRecord, ProfileRecord, expand
 from flexd.instances.registry import Registry, profile_url, show_profile
+from flexd.instances.resolve import Resolver
 from flexd.operations.events import Events
+from flexd.operations.locks import Locks
 from flexd.store.contract import Delete, If, Put, RevisionConflict
 
 
 class Profiles:
     """The service behind `/1.0/profiles`; every change is one transaction."""
 
-    def __init__(self, *, registry: Registry, devices: Devices, events: Events) -> None:
+    def __init__(
+        self,
+        *,
+        registry: Registry,
+        devices: Devices,
+        resolver: Resolver,
+        lifecycle: Lifecycle,
+        edits: Edits,
+        locks: Locks,
+        events: Events,
+    ) -> None:
         self._registry = registry
         self._devices = devices
+        self._resolver = resolver
+        self._lifecycle = lifecycle
+        self._edits = edits
+        self._locks = locks
         self._events = events
 
     async def start(self) -> None:
@@ -61,15 +81,39 @@ class Profiles:
         self._events.lifecycle("profile-created", profile_url(project, post.name), project)
 
     async def update(self, project: str, name: str, put: ProfilePut) -> None:
-        """Replace the settings; a running instance takes them at its next start."""
-        found = self._registry.find_profile(project, name)
-        self._check(put.config, put.devices)
-        self._check_users(project, name, put)
-        record = msgspec.structs.replace(
-            found.value, description=put.description, config=put.config, devices=put.devices
-        )
-        await self._registry.profiles.update((project, name), record, found.revision)
+        """Replace the settings, live in every running instance that uses the profile; in all of them or in none."""
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(self._locks.hold(f"profile/{project}/{name}", "update"))
+            found = self._registry.find_profile(project, name)
+            self._check(put.config, put.devices)
+            self._check_users(project, name, put)
+            users = [user for user in self._registry.users_of_profile(project, name) if self._lifecycle.running(user)]
+            keys = [f"instance/{user.project}/{user.name}" for user in users]
+            await stack.enter_async_context(self._locks.hold_all(keys, "update"))
+            changed = msgspec.structs.replace(
+                found.value, description=put.description, config=put.config, devices=put.devices
+            )
+            edits = [await self._edit(self._registry.instance(user.project, user.name), changed) for user in users]
+            title = f'update profile "{name}"'
+            await self._edits.apply(title, edits, [profile_write(found.value, changed)])
+        await self._lifecycle.rebalance()
+        for edit in edits:
+            await self._lifecycle.announce_ports(edit.before)
+            await self._lifecycle.announce_ports(edit.after)
         self._events.lifecycle("profile-updated", profile_url(project, name), project)
+
+    async def _edit(self, instance: InstanceRecord, changed: ProfileRecord) -> Edit:
+        """What the profile's new settings make of a running instance."""
+        profiles = [
+            changed if name == changed.name else self._registry.find_profile(instance.project, name).value
+            for name in instance.profiles
+        ]
+        after = expand(profiles, instance.config, instance.devices)
+        config = without_stale_volatile(instance.config, after)
+        config |= new_volatile(self._devices, after, config)
+        new = msgspec.structs.replace(instance, config=config)
+        await self._resolver.check_host(new, after)
+        return Edit(instance, new, self._registry.expand(instance), after)
 
     def _check_users(self, project: str, name: str, put: ProfilePut) -> None:
         """An edit must not take the root disk from an instance, or move it to another pool."""

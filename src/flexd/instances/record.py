@@ -30,8 +30,17 @@ class ProfileNotFound(NotFound):
         super().__init__(f'Profile "{name}" not found')
 
 
+class Attached(Struct, frozen=True):
+    """A device as a container runs with it: the entry and `volatile.DEVICE.*` of when it was plugged in. What was set
+    up so is taken down so, whatever the configuration says by then."""
+
+    entry: dict[str, str]
+    volatile: Config
+
+
 class InstanceRecord(Struct):
-    """The document `/instances/PROJECT/NAME`. `config` holds `volatile.*` too; `pool` is the root volume's."""
+    """The document `/instances/PROJECT/NAME`. `config` holds `volatile.*` too; `pool` is the root volume's; `attached`
+    is of the current or last run."""
 
     name: str
     project: str = "default"
@@ -45,6 +54,7 @@ class InstanceRecord(Struct):
     pool: str = ""
     created_at: datetime = ZERO_TIME
     last_used_at: datetime = ZERO_TIME
+    attached: dict[str, Attached] = field(default_factory=dict)
 
     @property
     def storage_name(self) -> str:
@@ -118,3 +128,8 @@ def device_volatile(config: Mapping[str, str], device: str) -> Config:
     """The `volatile.DEVICE.*` keys of a configuration, without that prefix."""
     prefix = f"volatile.{device}."
     return {key[len(prefix) :]: value for key, value in config.items() if key.startswith(prefix)}
+
+
+def attached_devices(config: Config, devices: DeviceEntries) -> dict[str, Attached]:
+    """What a container that starts now is started with."""
+    return {name: Attached(entry, device_volatile(config, name)) for name, entry in devices.items()}

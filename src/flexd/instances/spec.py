@@ -37,8 +37,13 @@ def container_spec(
         nics=tuple(nic for part in parts for nic in part.nics),
         mounts=tuple(mount for part in parts for mount in part.mounts),
         environment=environment(expanded.config),
-        cgroup=tuple((setting.file, setting.value) for setting in limits),
+        cgroup=(*((setting.file, setting.value) for setting in limits), *_rules(idmap, parts)),
         rlimits=rlimits(expanded.config),
         nesting=is_true(expanded.config.get("security.nesting")),
         raw=expanded.config.get("raw.lxc", ""),
     )
+
+
+def _rules(idmap: IdMap, parts: Iterable[RunConfig]) -> list[tuple[str, str]]:
+    """Only a privileged container's devices are limited at all."""
+    return [] if idmap else [("devices.allow", rule) for part in parts for rule in part.rules]
