@@ -26,7 +26,7 @@ class FakeBtrfs:
 
     async def is_subvolume(self, path: Path) -> bool:
         self._recorder.note_reading("btrfs.is_subvolume", path)
-        return await asyncio.to_thread(os.path.lexists, _mark(path))
+        return await asyncio.to_thread(_is_subvolume, path)
 
     async def create_subvolume(self, path: Path) -> None:
         self._recorder.note("btrfs.create_subvolume", path)
@@ -34,7 +34,7 @@ class FakeBtrfs:
 
     async def snapshot(self, source: Path, target: Path, *, readonly: bool = False) -> None:
         self._recorder.note("btrfs.snapshot", source, target)
-        await asyncio.to_thread(_snapshot, source.resolve(), target)
+        await asyncio.to_thread(_snapshot, source, target)
 
     async def set_readonly(self, path: Path, readonly: bool) -> None:
         self._recorder.note("btrfs.set_readonly", path, readonly)
@@ -71,6 +71,10 @@ def _mark(path: Path) -> Path:
     return path.with_name(_MARK + path.name)
 
 
+def _is_subvolume(path: Path) -> bool:
+    return os.path.lexists(_mark(path))
+
+
 def _note_limit(path: Path, limit_bytes: int) -> None:
     mark = _mark(path)
     mark.unlink()
@@ -85,7 +89,7 @@ def _make_directory_of(path: Path) -> None:
 
 
 def _create(path: Path) -> None:
-    if not os.path.lexists(_mark(path)):
+    if not _is_subvolume(path):
         path.mkdir()
         _note_new(path)
 
@@ -95,14 +99,14 @@ def _note_new(path: Path) -> None:
 
 
 def _snapshot(source: Path, target: Path) -> None:
-    if not os.path.lexists(_mark(source)):
+    if not _is_subvolume(source):
         raise NotADirectoryError(f"{source} is no subvolume")
     shutil.copytree(source, target, symlinks=True)
     _note_new(target)
 
 
 def _delete(path: Path) -> None:
-    if os.path.lexists(_mark(path)):
+    if _is_subvolume(path):
         shutil.rmtree(path)
         _mark(path).unlink()
         return
