@@ -7,7 +7,7 @@ there is not an error; creating what is there is, unless the method says otherwi
 `tests/contract/host`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -282,6 +282,53 @@ class Btrfs(Protocol):
         ...
 
 
+# --- device nodes ------------------------------------------------------------------------------------------------
+
+
+class Node(Struct, frozen=True):
+    """A device: kind "c"haracter or "b"lock, and its numbers (mknod(2))."""
+
+    kind: str
+    major: int
+    minor: int
+
+
+class Watch(Protocol):
+    """Tells that device nodes may have come or gone; what did is for the listener to look up."""
+
+    def set_directories(self, directories: Iterable[Path]) -> None:
+        """Beside the kernel's hardware events: entries of these directories coming and going."""
+        ...
+
+    async def wait(self) -> None:
+        """Return at the next change since the last return; several at once are one."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Nodes(Protocol):
+    async def read(self, path: Path) -> Node | None:
+        """The device behind a path; None if there is nothing, or something else."""
+        ...
+
+    async def make(self, path: Path, node: Node, *, mode: int, uid: int, gid: int) -> None:
+        """A node (and the directory for it); one that is there is replaced."""
+        ...
+
+    async def disk_of(self, path: Path) -> str | None:
+        """`major:minor` of the whole disk that holds a path (of the device itself, if the path is one); None for file
+        systems that are on no block device."""
+        ...
+
+    async def of_usb(self, vendor: str, product: str) -> dict[str, Node]:
+        """Paths of the nodes that belong to USB devices of a vendor and (unless empty) a product, as four hex digits:
+        the device's own and those of its drivers (ttyUSB0, sda)."""
+        ...
+
+    def watch(self) -> Watch: ...
+
+
 # --- cgroups -----------------------------------------------------------------------------------------------------
 
 
@@ -526,6 +573,8 @@ class Host(Protocol):
     def quotas(self) -> Quotas: ...
     @property
     def btrfs(self) -> Btrfs: ...
+    @property
+    def nodes(self) -> Nodes: ...
     @property
     def cgroups(self) -> Cgroups: ...
     @property

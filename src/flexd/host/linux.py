@@ -8,6 +8,7 @@ from flexd.host.firewall import LinuxFirewall
 from flexd.host.links import LinuxLinks
 from flexd.host.machine import LinuxMachine
 from flexd.host.mounts import LinuxMounts
+from flexd.host.nodes import LinuxNodes
 from flexd.host.processes import LinuxProcesses
 from flexd.host.quotas import LinuxQuotas
 from flexd.host.threads import Threads
@@ -23,6 +24,7 @@ class LinuxHost:
         self.files = LinuxFiles(self._threads, self.processes)
         self.quotas = LinuxQuotas(self._threads)
         self.btrfs = LinuxBtrfs(self._threads, self.processes)
+        self.nodes = LinuxNodes(self._threads)
         self.cgroups = LinuxCgroups(self._threads)
         self.links = LinuxLinks(self._threads, self.processes)
         self.firewall = LinuxFirewall(self.processes)

@@ -316,6 +316,32 @@ def openat2(directory: int, path: str | Path, flags: int, *, mode: int = 0, reso
     return _syscall(_SYS_OPENAT2, f"open {path}", "openat2", *arguments)
 
 
+# linux/inotify.h: IN_CREATE, IN_DELETE, IN_MOVED_FROM, IN_MOVED_TO; a directory only, and not through a link's loop
+_IN_ENTRIES = 0x100 | 0x200 | 0x40 | 0x80
+_IN_ONLYDIR = 0x1000000
+
+
+def inotify_init() -> int:
+    """An fd (inotify_init1(2)), not blocking and closed on exec."""
+    fd: int = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+    if fd < 0:
+        raise failure("watch directories", "inotify_init1", ctypes.get_errno())
+    return fd
+
+
+def inotify_add(fd: int, directory: Path) -> int:
+    """Watch entries of a directory come and go (inotify_add_watch(2)); the watch's number."""
+    watch: int = _libc.inotify_add_watch(fd, _path(directory), ctypes.c_uint32(_IN_ENTRIES | _IN_ONLYDIR))
+    if watch < 0:
+        raise failure(f"watch {directory}", "inotify_add_watch", ctypes.get_errno())
+    return watch
+
+
+def inotify_remove(fd: int, watch: int) -> None:
+    """A watch that is gone with its directory is no error."""
+    _libc.inotify_rm_watch(fd, watch)
+
+
 def quotactl(fd: int, what: str, command: int, identity: int, buffer: ctypes.Structure) -> None:
     """quotactl_fd(2), Linux 5.14: the quota of the file system that an fd is on; fills or reads `buffer`."""
     _syscall(_SYS_QUOTACTL_FD, what, "quotactl_fd", fd, command, identity, ctypes.byref(buffer))

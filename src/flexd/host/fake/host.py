@@ -7,6 +7,7 @@ from flexd.host.fake.files import FakeFiles, FakeQuotas
 from flexd.host.fake.links import FakeFirewall, FakeLinks
 from flexd.host.fake.machine import FakeMachine
 from flexd.host.fake.mounts import FakeMounts
+from flexd.host.fake.nodes import FakeNodes
 from flexd.host.fake.processes import FakeProcesses
 from flexd.host.fake.recorder import Call, Recorder
 from flexd.host.threads import Threads
@@ -23,6 +24,7 @@ class FakeHost:
         self.files = FakeFiles(self.recorder, self._threads, self.processes, self.mounts)
         self.quotas = FakeQuotas(self.recorder, self.files)
         self.btrfs = FakeBtrfs(self.recorder, self.files)
+        self.nodes = FakeNodes(self.recorder, self._threads)
         self.cgroups = FakeCgroups(self.recorder)
         self.links = FakeLinks(self.recorder)
         self.firewall = FakeFirewall(self.recorder)
