@@ -296,6 +296,14 @@ class Pools:
     async def unmount(self, ref: VolumeRef) -> None:
         await self.driver(ref.pool).unmount_volume(ref.kind, ref.name)
 
+    def content_type(self, ref: VolumeRef) -> str | None:
+        """`filesystem` or `block`; None if there is no such volume."""
+        return next((found.value.content_type for found in self._of(ref)), None)
+
+    def volume_path(self, ref: VolumeRef) -> Path:
+        """Where a volume lies, for telling which disk that is on."""
+        return self.driver(ref.pool).volume_path(ref.kind, ref.name)
+
     async def has_quota(self, pool: str) -> str | None:
         """None if sizes can be enforced on a pool, else why not."""
         return await self.driver(pool).quota_fault()
