@@ -31,6 +31,11 @@ class Context:
         self._config: Config | None = None
         self._clients: dict[str, Client] = {}
 
+    def close(self) -> None:
+        """Let go of every connection."""
+        for client in self._clients.values():
+            client.close()
+
     @property
     def config(self) -> Config:
         if self._config is None:

@@ -58,8 +58,12 @@ def _run(argv: list[str], words: list[str]) -> int:
             return 0
         raise UsageError("a command is missing")
     args = parse(command, rest)
-    status = command.run(Context(args), args)
-    sys.stdout.flush()
+    context = Context(args)
+    try:
+        status = command.run(context, args)
+        sys.stdout.flush()
+    finally:
+        context.close()
     return status or 0
 
 
