@@ -8,6 +8,7 @@ following links and without leaving the tree.
 import errno
 import fcntl
 import os
+import shutil
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -37,6 +38,9 @@ _SUBVOL_RDONLY = 1 << 1
 _QGROUP_LIMIT_MAX_RFER = 1 << 0
 _NO_LIMIT = (1 << 64) - 1
 
+_FILESYSTEMS = Path("/proc/filesystems")
+_SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
 # Trees and items that are searched.
 _ROOT_TREE, _QUOTA_TREE = 1, 8
 _ROOT_REF_KEY, _QGROUP_INFO_KEY = 156, 242
@@ -59,6 +63,16 @@ class LinuxBtrfs:
     def __init__(self, threads: Threads, processes: Processes) -> None:
         self._threads = threads
         self._processes = processes
+
+    async def available(self) -> str | None:
+        if not await self._threads.run(_known):
+            # The first mount(8) of it would do that, too.
+            await self._processes.run(["modprobe", "--quiet", "btrfs"], check=False)
+            if not await self._threads.run(_known):
+                return "this kernel has no btrfs (CONFIG_BTRFS_FS)"
+        if await self._threads.run(shutil.which, "mkfs.btrfs", path=_SEARCH_PATH) is None:
+            return "mkfs.btrfs is not installed (package btrfs-progs)"
+        return None
 
     async def format(self, path: Path, *, label: str, force: bool = False) -> None:
         options = ["--force"] if force else []
@@ -90,6 +104,10 @@ class LinuxBtrfs:
 
     async def sync(self, path: Path) -> None:
         await self._threads.run(_sync, path)
+
+
+def _known() -> bool:
+    return "\tbtrfs\n" in _FILESYSTEMS.read_text()
 
 
 @contextmanager

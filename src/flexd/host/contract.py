@@ -246,6 +246,10 @@ class BtrfsUsage(Struct, frozen=True):
 class Btrfs(Protocol):
     """Subvolumes of btrfs and their quota groups."""
 
+    async def available(self) -> str | None:
+        """None if this kernel has it and its programs are there, else what is missing."""
+        ...
+
     async def format(self, path: Path, *, label: str, force: bool = False) -> None:
         """mkfs.btrfs(8) on a file or block device; one that holds a file system already only with `force`."""
         ...

@@ -31,6 +31,8 @@ _FOLDERS: dict[VolumeKind, str] = {
 }
 # How long the daemon's end waits for removals; systemd's own patience is 90 s.
 CLOSE_TIMEOUT_S = 5.0
+# Below the pool: what snapshots hold (`flexd.storage.snapshots`).
+FROZEN = "frozen"
 Fill = Callable[[Path], Awaitable[None]]
 
 
@@ -38,7 +40,7 @@ class DirectoryDriver:
     """Subclasses say how an instance volume is laid out (`_lay_out`), mounted (`_mount`) and given another id map."""
 
     name: str
-    KEYS = (
+    KEYS: tuple[Key, ...] = (
         Key("source", description="An existing empty directory; by default one below the daemon's own"),
         Key("volatile.initial_source", description="The source that was given when the pool was created"),
     )
@@ -57,8 +59,8 @@ class DirectoryDriver:
 
     # --- what a driver adds ---
 
-    def _lay_out(self, volume: Path) -> None:
-        """Fill the new directory of an instance volume. In a thread."""
+    async def _lay_out(self, volume: Path, *, bare: bool) -> None:
+        """Fill the new directory of an instance volume; `bare`: without what is to hold the files."""
         raise NotImplementedError
 
     async def _mount(self, volume: Path, idmap: IdMap) -> None:
@@ -69,8 +71,16 @@ class DirectoryDriver:
         """Make a volume last mounted under `old` (None: never) ready for `new`, and `_admit` its container."""
         raise NotImplementedError
 
-    async def _recover(self, volume: Path) -> None:
+    async def _recover(self, kind: VolumeKind, volume: Path) -> None:
         """Before a mount: finish or forget what a crash left inside a volume."""
+
+    async def _make_data(self, path: Path, mode: int) -> None:
+        """The directory that holds a volume's files where it is one."""
+        await asyncio.to_thread(_make_directory, path, mode)
+
+    async def _erase(self, path: Path) -> None:
+        """Remove a tree, with all that this driver may have made in it."""
+        await self._host.files.remove_tree(path)
 
     def _layer(self, volume: Path) -> Path:
         """The directory that the fact `idmap` is true of."""
@@ -98,18 +108,21 @@ class DirectoryDriver:
         """Only what a driver makes is removed: the source may be a directory that somebody else made."""
         await self.settle()
         for entry in await asyncio.to_thread(self._own_entries):
-            await self._host.files.remove_tree(entry)
+            await self._erase(entry)
         await self._host.mounts.unmount(self._directory)
         await self._host.files.remove_tree(self._directory)
 
     async def mount_pool(self) -> None:
-        source = self._config.get("source", "")
-        if not await asyncio.to_thread(os.path.isdir, source or self._directory):
-            raise PoolUnavailable(f"Source path '{source}' of storage pool \"{self._pool}\" doesn't exist")
+        await self._require_source()
         await self._mount_source()
         await asyncio.to_thread(self._make_folders)
         for leftover in await asyncio.to_thread(self._leftovers):
             self._remove_in_background(leftover)
+
+    async def _require_source(self) -> None:
+        source = self._config.get("source", "")
+        if not await asyncio.to_thread(os.path.isdir, source or self._directory):
+            raise PoolUnavailable(f"Source path '{source}' of storage pool \"{self._pool}\" doesn't exist")
 
     async def quota_fault(self) -> str | None:
         fault = await self._host.quotas.available(self._directory)
@@ -149,9 +162,10 @@ class DirectoryDriver:
             path = self._directory / folder
             path.mkdir(exist_ok=True)
             path.chmod(0o711 if kind in ("container", "virtual-machine") else 0o700)
+        (self._directory / FROZEN).mkdir(mode=0o700, exist_ok=True)
 
     def _own_entries(self) -> list[Path]:
-        folders = [self._directory / folder for folder in _FOLDERS.values()]
+        folders = [self._directory / folder for folder in (*_FOLDERS.values(), FROZEN)]
         return self._leftovers() + [folder for folder in folders if folder.is_dir()]
 
     def _leftovers(self) -> list[Path]:
@@ -168,7 +182,7 @@ class DirectoryDriver:
         async with self._lock(str(volume)):
             if not await asyncio.to_thread(volume.exists):
                 return
-            await self._host.mounts.unmount(volume / "rootfs")
+            await self._unmount_all(volume)
             await self._lift_limit(volume)
             await self._discard(volume)
 
@@ -179,7 +193,7 @@ class DirectoryDriver:
             return
         if await asyncio.to_thread(target.exists):
             raise Conflict(f'Failed renaming volume "{name}" of storage pool "{self._pool}": "{new_name}" exists')
-        await self._host.mounts.unmount(volume / "rootfs")
+        await self._unmount_all(volume)
         await asyncio.to_thread(volume.rename, target)
 
     async def resize_volume(self, kind: VolumeKind, name: str, size_bytes: int) -> None:
@@ -198,9 +212,10 @@ class DirectoryDriver:
     async def mount_volume(self, kind: VolumeKind, name: str, idmap: IdMap) -> Path:
         await self._require(kind, name)
         volume = self._volume(kind, name)
-        if kind == "custom":
-            return volume / "data"
         async with self._lock(str(volume)):
+            await self._recover(kind, volume)
+            if kind == "custom":
+                return volume / "data"
             try:
                 await self._mount_under(volume, idmap)
             except HostError as error:
@@ -214,6 +229,10 @@ class DirectoryDriver:
             async with self._lock(str(volume)):
                 await self._host.mounts.unmount(volume / "rootfs")
 
+    async def _unmount_all(self, volume: Path) -> None:
+        """Before a volume goes or is renamed."""
+        await self._host.mounts.unmount(volume / "rootfs")
+
     async def list_volumes(self) -> list[tuple[VolumeKind, str]]:
         def scan() -> list[tuple[VolumeKind, str]]:
             found = [(kind, self._directory / folder) for kind, folder in _FOLDERS.items()]
@@ -222,7 +241,6 @@ class DirectoryDriver:
         return await asyncio.to_thread(scan)
 
     async def _mount_under(self, volume: Path, idmap: IdMap) -> None:
-        await self._recover(volume)
         text = await asyncio.to_thread(read_fact, self._layer(volume), "idmap")
         last = None if text is None else parse_idmap(text)
         if await self._host.mounts.mounted(volume / "rootfs"):
@@ -240,26 +258,28 @@ class DirectoryDriver:
         volume.chmod(0o710)
         write_fact(self._layer(volume), "idmap", render_idmap(idmap))
 
-    async def _create(self, kind: VolumeKind, name: str, *, size_bytes: int, fill: Fill | None = None) -> None:
-        """Make a volume whole or not at all."""
+    async def _create(
+        self, kind: VolumeKind, name: str, *, size_bytes: int, fill: Fill | None = None, bare: bool = False
+    ) -> None:
+        """Make a volume whole or not at all; `bare`: `fill` makes what is to hold the files, too."""
         volume, staging = self._volume(kind, name), self._staging()
         async with self._lock(str(volume)), Undo() as undo:
             if await asyncio.to_thread(volume.exists):
                 return
-            undo.push(self._host.files.remove_tree, staging)
-            await asyncio.to_thread(self._stage, kind, staging)
+            undo.push(self._erase, staging)
+            await self._stage(kind, staging, bare=bare)
             undo.push(self._lift_limit, staging)
             await self._limit(staging, size_bytes)
             if fill is not None:
                 await fill(staging)
             await asyncio.to_thread(staging.rename, volume)
 
-    def _stage(self, kind: VolumeKind, staging: Path) -> None:
-        staging.mkdir(mode=0o700)
-        if kind == "custom":
-            (staging / "data").mkdir(mode=0o711)
-        else:
-            self._lay_out(staging)
+    async def _stage(self, kind: VolumeKind, staging: Path, *, bare: bool) -> None:
+        await asyncio.to_thread(_make_directory, staging, 0o700)
+        if kind != "custom":
+            await self._lay_out(staging, bare=bare)
+        elif not bare:
+            await self._make_data(staging / "data", 0o711)
 
     def _volume(self, kind: VolumeKind, name: str) -> Path:
         if not name or "/" in name or name.startswith("."):
@@ -329,6 +349,11 @@ class DirectoryDriver:
 
     async def _remove(self, path: Path) -> None:
         try:
-            await self._host.files.remove_tree(path)
+            await self._erase(path)
         except (HostError, CommandFailed, OSError) as error:
             log.warning("%s of storage pool %s stays until the next start: %s", path, self._pool, error)
+
+
+def _make_directory(path: Path, mode: int) -> None:
+    path.mkdir(mode=mode)
+    path.chmod(mode)

@@ -32,10 +32,12 @@ def real(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture
-def place() -> Iterator[Path]:
+def place(driver_name: str, real: bool) -> Iterator[Path]:
     """A directory that other users can pass, as /var/lib is; whatever a test leaves mounted there is unmounted."""
     path = Path(tempfile.mkdtemp(prefix="flexd-test-storage-", dir="/var/tmp"))
     path.chmod(0o711)
+    if real and driver_name == "btrfs":
+        mount_btrfs(path)
     yield path
     mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     for target in reversed([mount for mount in mounts if Path(mount).is_relative_to(path)]):
@@ -43,9 +45,22 @@ def place() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
+def mount_btrfs(path: Path) -> None:
+    """A btrfs on a directory, in a file that only the mount keeps."""
+    with tempfile.NamedTemporaryFile(dir="/var/tmp", prefix="flexd-test-storage-", suffix=".img") as image:
+        image.truncate(2 << 30)
+        for argv in (["mkfs.btrfs", "--quiet", image.name], ["mount", "-o", "loop", image.name, str(path)]):
+            done = subprocess.run(argv, capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                pytest.skip(f"no btrfs here: {(done.stderr.strip().splitlines() or [argv[0]])[-1]}")
+    path.chmod(0o711)
+
+
 @pytest.fixture
-async def host(real: bool) -> AsyncIterator[Host]:
-    host: Host = LinuxHost() if real else FakeHost()
+async def host(real: bool, driver_name: str) -> AsyncIterator[Host]:
+    host = LinuxHost() if real else FakeHost()
+    if isinstance(host, FakeHost) and driver_name == "btrfs":
+        host.files.type = "btrfs"
     yield host
     await host.close()
 

@@ -150,6 +150,8 @@ async def test_an_unused_image_goes_at_once(driver: Driver, path: Path) -> None:
 
 
 async def test_an_image_wanted_again_is_not_unpacked_again(driver: Driver) -> None:
+    if driver.name == "btrfs":
+        pytest.skip("volumes are independent of the image, which goes at once")
     await driver.create_from_image("container", "c1", "f00", make_unpack(), size_bytes=0)
     await driver.delete_image("f00")
     unpack = make_unpack()
@@ -163,8 +165,8 @@ async def test_an_image_wanted_again_is_not_unpacked_again(driver: Driver) -> No
 async def test_an_unwanted_image_whose_volumes_are_gone_goes_at_the_next_start(
     driver: Driver, path: Path, make: MakeDriver
 ) -> None:
-    if not driver.optimized_images:
-        pytest.skip("the driver keeps no images")
+    if driver.name != "overlay":
+        pytest.skip("the driver keeps no images below volumes")
     await driver.create_image("f00", make_unpack())
     (path / "images" / "f00" / "unwanted").touch()
     again = make("p")

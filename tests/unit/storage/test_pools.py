@@ -202,6 +202,7 @@ async def test_a_default_size_counts_as_a_size(pooled: Daemon) -> None:
 
 async def test_drivers(daemon: Daemon) -> None:
     assert [(found.Name, found.Remote) for found in await daemon.pools.drivers()] == [
+        ("btrfs", False),
         ("dir", False),
         ("overlay", False),
     ]
@@ -241,7 +242,7 @@ async def test_a_pool_that_cannot_be_mounted_does_not_stop_the_daemon(daemon: Da
 async def test_an_old_kernel_has_no_overlay_pools(daemon: Daemon) -> None:
     features = msgspec.structs.replace(daemon.host.machine.features_value, overlay_idmapped_lower=False)
     daemon.host.machine.features_value = features
-    assert [found.Name for found in await daemon.pools.drivers()] == ["dir"]
+    assert [found.Name for found in await daemon.pools.drivers()] == ["btrfs", "dir"]
     with pytest.raises(BadRequest, match=r"Linux 5\.19 or newer; this is 6\.12\.0.*the dir driver works without"):
         await daemon.pools.create(StoragePoolsPost(name="p", driver="overlay"))
     assert daemon.pools.names() == []

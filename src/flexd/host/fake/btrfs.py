@@ -17,8 +17,13 @@ _MARK = ".subvolume."
 class FakeBtrfs:
     def __init__(self, recorder: Recorder, files: FakeFiles) -> None:
         self.quotas = False
+        self.fault: str | None = None
         self._recorder = recorder
         self._files = files
+
+    async def available(self) -> str | None:
+        self._recorder.note_reading("btrfs.available")
+        return self.fault
 
     async def format(self, path: Path, *, label: str, force: bool = False) -> None:
         self._recorder.note("btrfs.format", path)

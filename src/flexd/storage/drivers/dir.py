@@ -2,19 +2,19 @@
 """`dir`: every volume a plain directory, the image unpacked into each; works on any file system.
 
 `containers/c1/data` holds the files with ids as the container sees them; `containers/c1/rootfs` shows them through an
-idmapped bind mount, so toggling `security.privileged` rewrites nothing.
+idmapped bind mount, so toggling `security.privileged` rewrites nothing. Snapshots are copies (reflinks where the file
+system has them).
 """
 
 import asyncio
 from pathlib import Path
 
 from flexd.api.idmap import IdMap
-from flexd.host.contract import HostError
-from flexd.storage.contract import IdmapUnsupported, Unpack, VolumeKind
-from flexd.storage.directory import DirectoryDriver
+from flexd.storage.contract import Unpack, VolumeKind
+from flexd.storage.snapshots import SnapshotDriver
 
 
-class DirDriver(DirectoryDriver):
+class DirDriver(SnapshotDriver):
     name = "dir"
     version = "1"
     optimized_images = False
@@ -42,24 +42,13 @@ class DirDriver(DirectoryDriver):
 
         await self._create(kind, name, size_bytes=size_bytes, fill=fill)
 
-    def _lay_out(self, volume: Path) -> None:
-        (volume / "data").mkdir(mode=0o755)
-        (volume / "rootfs").mkdir(mode=0o700)
+    async def _lay_out(self, volume: Path, *, bare: bool) -> None:
+        if not bare:
+            await self._make_data(volume / "data", 0o755)
+        await asyncio.to_thread((volume / "rootfs").mkdir, mode=0o700)
 
     async def _mount(self, volume: Path, idmap: IdMap) -> None:
-        if not idmap:
-            await self._host.mounts.bind(volume / "data", volume / "rootfs")
-            return
-        try:
-            await self._host.mounts.idmapped_bind(volume / "data", volume / "rootfs", idmap)
-        except HostError as error:
-            features = await self._host.machine.features()
-            if features.idmapped_mounts:
-                raise
-            raise IdmapUnsupported(
-                f'Failed mounting volume "{volume.name}" of storage pool "{self._pool}": unprivileged containers on '
-                f"the dir driver need idmapped mounts (Linux 5.12 or newer; this is {features.kernel_version})"
-            ) from error
+        await self._bind_data(volume / "data", volume / "rootfs", idmap)
 
     async def _change_idmap(self, volume: Path, old: IdMap | None, new: IdMap) -> None:
         """Ids on disk are the container's own under every map."""

@@ -1,26 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
 """`overlay`: the image unpacked once per pool with the ids it was made with; a volume is a layer of differences.
 
-`images/FP/rootfs` is the lower layer, seen through an idmapped mount; `containers/c1/layer/{upper,work}` hold ids as
-the container's map makes them (an idmapped upper layer fails for the host's root: EOVERFLOW); `rootfs` is the mount.
+`containers/c1/layer/{upper,work}` hold ids as the container's map makes them (an idmapped upper layer fails for the
+host's root: EOVERFLOW); `layer/below` says on what they lie: `images/FP`, or `frozen/ID`, an upper layer that a
+snapshot froze, lying on something itself. Lower layers are seen through idmapped mounts; `rootfs` is the mount.
 """
 
 import asyncio
+import errno
 import os
+from collections import Counter
 from pathlib import Path
 
 from flexd.api.idmap import IdMap
-from flexd.host.contract import HostError
+from flexd.host.contract import HostError, Layer
 from flexd.operations.undo import Undo
-from flexd.storage.contract import IdmapUnsupported, Unpack, VolumeKind
-from flexd.storage.directory import DirectoryDriver
-from flexd.storage.facts import read_number, render_idmap, write_fact
+from flexd.storage.contract import IdmapUnsupported, Unpack, View, VolumeKind
+from flexd.storage.directory import FROZEN
+from flexd.storage.facts import parse_idmap, read_fact, read_number, render_idmap, write_fact
+from flexd.storage.snapshots import SnapshotDriver
 
 # An image that was deleted while volumes still lie on it: kept for them, hidden from everybody else.
 _UNWANTED = "unwanted"
+# Each layer costs a lookup for every name that it does not have; the kernel's own limit is 500 (OVL_MAX_STACK). From
+# here on a snapshot copies what the container wrote.
+_MAX_LAYERS = 16
+# What the kernel notes on the upper layer's root about the layers below.
+_OVERLAY_XATTRS = "trusted.overlay."
 
 
-class OverlayDriver(DirectoryDriver):
+class OverlayDriver(SnapshotDriver):
     name = "overlay"
     version = "1"
     optimized_images = True
@@ -92,12 +101,8 @@ class OverlayDriver(DirectoryDriver):
     def _is_unused(self, fingerprint: str) -> bool:
         if not (self._volume("image", fingerprint) / _UNWANTED).exists():
             return False
-        layers = (link for folder in ("containers", "virtual-machines") for link in self._links(folder))
-        return all(_fingerprint(link) != fingerprint for link in layers)
-
-    def _links(self, folder: str) -> list[Path]:
-        parent = self._directory / folder
-        return [parent / name / "lower" for name in os.listdir(parent)] if parent.is_dir() else []
+        content = _image(fingerprint)
+        return not self._pinned[content] and not self._references()[content]
 
     def _unwanted_images(self) -> set[str]:
         images = self._directory / "images"
@@ -110,22 +115,16 @@ class OverlayDriver(DirectoryDriver):
     ) -> None:
         async def link(staging: Path) -> None:
             # Relative, so that a pool can be mounted elsewhere; counts as a use of the image from here on.
-            await asyncio.to_thread((staging / "lower").symlink_to, f"../../images/{fingerprint}/rootfs")
+            await asyncio.to_thread(write_fact, staging / "layer", "below", _image(fingerprint))
 
         async with self._lock(fingerprint):
             await self._ensure_image(fingerprint, unpack)
             await self._create(kind, name, size_bytes=size_bytes, fill=link)
 
-    async def delete_volume(self, kind: VolumeKind, name: str) -> None:
-        link = self._volume(kind, name) / "lower"
-        fingerprint = await asyncio.to_thread(_fingerprint, link)
-        await super().delete_volume(kind, name)
-        if fingerprint is not None:
-            await self._drop_unused(fingerprint)
-
-    def _lay_out(self, volume: Path) -> None:
+    async def _lay_out(self, volume: Path, *, bare: bool) -> None:
+        del bare  # an upper layer without files is made at once
         layer = volume / "layer"
-        _make_directories(layer, layer / "upper", layer / "work", volume / "rootfs")
+        await asyncio.to_thread(_make_directories, layer, layer / "upper", layer / "work", volume / "rootfs")
 
     def _layer(self, volume: Path) -> Path:
         return volume / "layer"
@@ -135,17 +134,25 @@ class OverlayDriver(DirectoryDriver):
 
     async def _mount(self, volume: Path, idmap: IdMap) -> None:
         layer, rootfs = volume / "layer", volume / "rootfs"
-        fingerprint = await asyncio.to_thread(_fingerprint, volume / "lower")
-        if fingerprint is None:  # made empty: the upper layer is all there is
+        layers = await asyncio.to_thread(self._layers_below, layer, idmap)
+        if layers:
+            await self._host.mounts.overlay_layers(rootfs, layers, upper=layer / "upper", work=layer / "work")
+        else:  # made empty: the upper layer is all there is
             await self._host.mounts.bind(layer / "upper", rootfs)
-            return
-        await self._host.mounts.overlay(
-            rootfs,
-            lower=self._volume("image", fingerprint) / "rootfs",
-            upper=layer / "upper",
-            work=layer / "work",
-            lower_idmap=idmap or None,
-        )
+
+    def _layers_below(self, place: Path, idmap: IdMap) -> list[Layer]:
+        """What a layer lies on, topmost first, as seen under a map. In a thread."""
+        return self._layers(read_fact(place, "below"), idmap)
+
+    def _layers(self, content: str | None, idmap: IdMap) -> list[Layer]:
+        found = []
+        while content is not None:
+            place = self._directory / content
+            frozen = content.startswith(FROZEN)
+            own = parse_idmap(read_fact(place, "idmap") or render_idmap(IdMap())) if frozen else IdMap()
+            found.append(Layer(place / ("upper" if frozen else "rootfs"), own.translation(idmap) or None))
+            content = read_fact(place, "below") if frozen else None
+        return found
 
     # --- another id map ---
 
@@ -158,15 +165,17 @@ class OverlayDriver(DirectoryDriver):
 
     def _dress(self, volume: Path, idmap: IdMap) -> None:
         """The root directory of an overlay shows the upper layer's owner and mode: take over the image's."""
-        lower = volume / "lower"
-        root = os.stat(lower if lower.exists() else volume / "rootfs")
-        upper = volume / "layer" / "upper"
-        os.chown(upper, idmap.host_uid(root.st_uid) or 0, idmap.host_gid(root.st_gid) or 0)
+        upper, layers = volume / "layer" / "upper", self._layers_below(volume / "layer", idmap)
+        root = os.stat(layers[0].path if layers else volume / "rootfs")
+        shift = (layers[0].idmap or IdMap()) if layers else idmap
+        os.chown(upper, shift.host_uid(root.st_uid) or 0, shift.host_gid(root.st_gid) or 0)
         upper.chmod(root.st_mode & 0o7777)
+        for name, value in _own_attributes(layers[0].path) if layers else ():
+            os.setxattr(upper, name, value)
 
     async def _rewrite(self, volume: Path, old: IdMap, new: IdMap) -> None:
         """Shift the upper layer to other ids. In a copy: ids shifted half-way could not be told from the others."""
-        layer, fresh, former = volume / "layer", volume / "layer.new", volume / "layer.old"
+        layer, fresh = volume / "layer", volume / "layer.new"
         project = await asyncio.to_thread(read_number, volume, "project")
         if project is not None:  # there are two copies for a while
             await self._host.quotas.set_limit(volume, project, 0)
@@ -174,27 +183,173 @@ class OverlayDriver(DirectoryDriver):
         await self._host.files.copy_tree(layer / "upper", fresh / "upper")
         await self._host.files.shift_tree(fresh / "upper", old=old, new=new)
         await asyncio.to_thread(write_fact, fresh, "idmap", render_idmap(new))
+        await asyncio.to_thread(_copy_fact, layer, fresh, "below")
         await self._host.processes.run(["sync", "-f", os.fspath(fresh)])
-        await asyncio.to_thread(layer.rename, former)
-        await asyncio.to_thread(fresh.rename, layer)
-        await self._tidy(volume)
+        await self._swap("container", volume)
 
-    async def _recover(self, volume: Path) -> None:
-        """`_rewrite` makes `layer.new` whole before `layer` goes: without `layer`, the new one is the volume."""
-        names = set(await asyncio.to_thread(os.listdir, volume))
-        if "layer" not in names:
-            await asyncio.to_thread((volume / "layer.new").rename, volume / "layer")
-        if names & {"layer.new", "layer.old"}:
-            await self._tidy(volume)
+    # --- snapshots and copies of instance volumes ---
 
-    async def _tidy(self, volume: Path) -> None:
-        """Remove what a rewrite leaves and put its limit back."""
-        for name in ("layer.new", "layer.old"):
-            await self._host.files.remove_tree(volume / name)
-        project = await asyncio.to_thread(read_number, volume, "project")
-        if project is not None:
-            size_bytes = await asyncio.to_thread(read_number, volume, "size")
-            await self._host.quotas.set_limit(volume, project, size_bytes or 0)
+    def _part(self, kind: VolumeKind) -> str:
+        return "data" if kind == "custom" else "layer"
+
+    async def _freeze(self, kind: VolumeKind, volume: Path, *, live: bool) -> str:
+        """A mounted overlay cannot be given other layers, so what is in use is copied: as much as the container wrote.
+        Otherwise the upper layer itself is frozen, and the volume gets a new one on top of it."""
+        if kind == "custom":
+            return await super()._freeze(kind, volume, live=live)
+        layer = volume / "layer"
+        if not live:
+            await self._host.mounts.unmount(volume / "rootfs")
+            below = await asyncio.to_thread(self._below_if_unchanged, volume)
+            if below is not None:
+                return self._pin(below)
+            if len(await asyncio.to_thread(self._layers_below, layer, IdMap())) < _MAX_LAYERS:
+                return await self._freeze_layer(kind, volume)
+        async with self._freezing() as (content, staging):
+            await self._host.files.copy_tree(layer / "upper", staging / "upper")
+            for fact in ("idmap", "below"):
+                await asyncio.to_thread(_copy_fact, layer, staging, fact)
+        return content
+
+    async def _hold_now(self, kind: VolumeKind, volume: Path, *, live: bool) -> str:
+        if kind == "custom":
+            return await super()._hold_now(kind, volume, live=live)
+        return await self._freeze(kind, volume, live=live)
+
+    def _below_if_unchanged(self, volume: Path) -> str | None:
+        """What an untouched upper layer lies on. In a thread."""
+        upper = volume / "layer" / "upper"
+        layers = self._layers_below(volume / "layer", IdMap())
+        if not layers or os.listdir(upper):
+            return None
+        text = read_fact(volume / "layer", "idmap")
+        if text is not None and not self._same_root(volume / "layer", parse_idmap(text)):
+            return None
+        return read_fact(volume / "layer", "below")
+
+    def _same_root(self, layer: Path, idmap: IdMap) -> bool:
+        """Whether a layer's top directory is as `_dress` left it."""
+        below = self._layers_below(layer, idmap)[0]
+        mine, root, shift = os.stat(layer / "upper"), os.stat(below.path), below.idmap or IdMap()
+        wanted = (root.st_mode, shift.host_uid(root.st_uid) or 0, shift.host_gid(root.st_gid) or 0)
+        same = (mine.st_mode, mine.st_uid, mine.st_gid) == wanted
+        return same and _own_attributes(layer / "upper") == _own_attributes(below.path)
+
+    async def _freeze_layer(self, kind: VolumeKind, volume: Path) -> str:
+        """Instant. The new layer refers to the frozen one before that has its place, so nobody removes it."""
+        content = self._pin(f"{FROZEN}/{self._staging().name.rpartition('-')[2]}")
+        await self._make_layer(volume / "layer.new", content)
+        await asyncio.to_thread((volume / "layer").rename, self._directory / content)
+        await asyncio.to_thread((volume / "layer.new").rename, volume / "layer")
+        await self._tidy(kind, volume)
+        return content
+
+    async def _make_layer(self, layer: Path, below: str) -> None:
+        """An empty upper layer; whoever mounts it dresses it first."""
+        await self._erase(layer)
+        await asyncio.to_thread(_make_directories, layer, layer / "upper", layer / "work")
+        await asyncio.to_thread(write_fact, layer, "below", below)
+
+    async def _unstack(self, kind: VolumeKind, volume: Path) -> None:
+        """Make the layer that was frozen last the volume's own again, if nothing else lies on it and nothing was
+        written since; else a volume would grow a layer with every snapshot that comes and goes."""
+        if kind == "custom" or await self._host.mounts.mounted(volume / "rootfs"):
+            return
+        async with self._lock(FROZEN):
+            below = await asyncio.to_thread(self._below_if_unchanged, volume)
+            if below is None or not below.startswith(FROZEN) or self._pinned[below]:
+                return
+            if (await asyncio.to_thread(self._references))[below] > 1:
+                return
+            await asyncio.to_thread(_take_back, volume, self._directory / below)
+        await self._tidy(kind, volume)
+
+    async def _show(self, kind: VolumeKind, content: str, target: Path, idmap: IdMap) -> None:
+        if kind == "custom":
+            await super()._show(kind, content, target, idmap)
+            return
+        layers = await asyncio.to_thread(self._layers, content, idmap)
+        if len(layers) > 1:
+            await self._host.mounts.overlay_layers(target, layers)
+        else:
+            await self._bind_data(layers[0].path, target, layers[0].idmap or IdMap(), readonly=True)
+
+    async def _adopt(self, kind: VolumeKind, staging: Path, content: str) -> None:
+        if kind == "custom":
+            await super()._adopt(kind, staging, content)
+        else:
+            await asyncio.to_thread(write_fact, staging / "layer", "below", content)
+
+    async def _thaw(self, kind: VolumeKind, volume: Path, content: str) -> None:
+        if kind == "custom":
+            await super()._thaw(kind, volume, content)
+            return
+        former = await asyncio.to_thread(read_fact, volume / "layer", "below")
+        await self._make_layer(volume / "layer.new", content)
+        await self._swap(kind, volume)
+        if former is not None:
+            await self._drop(former)
+
+    async def create_from_tree(self, kind: VolumeKind, name: str, fill: Unpack, *, size_bytes: int) -> None:
+        """The tree becomes a frozen layer with ids as they are: nothing is shifted, whatever map mounts it."""
+        if kind == "custom":
+            await super().create_from_tree(kind, name, fill, size_bytes=size_bytes)
+            return
+
+        async def adopt(staging: Path) -> None:
+            async with self._freezing() as (content, frozen):
+                await asyncio.to_thread(_make_directories, frozen / "upper")
+                project = await asyncio.to_thread(read_number, staging, "project")
+                if project is not None:
+                    await self._host.quotas.assign(frozen, project)
+                await fill(frozen / "upper")
+                await asyncio.to_thread(write_fact, frozen, "idmap", render_idmap(IdMap()))
+            pinned.append(content)
+            await self._adopt(kind, staging, content)
+
+        pinned: list[str] = []
+        try:
+            await self._create(kind, name, size_bytes=size_bytes, fill=adopt)
+        finally:
+            for content in pinned:
+                self._pinned[content] -= 1
+                await self._drop(content)
+
+    async def refresh_volume(self, kind: VolumeKind, name: str, source: View) -> None:
+        """Through the overlay, so that what is equal below stays there; under the map that the upper layer has."""
+        if kind == "custom":
+            await super().refresh_volume(kind, name, source)
+            return
+        async with self._at_work(kind, name) as volume:
+            text = await asyncio.to_thread(read_fact, volume / "layer", "idmap")
+        idmap = IdMap() if text is None else parse_idmap(text)
+        rootfs = await self.mount_volume(kind, name, idmap)
+        try:
+            async with source(idmap) as tree:
+                await self._host.files.refresh_tree(tree, rootfs)
+        finally:
+            await self.unmount_volume(kind, name)
+
+    def _measured(self, content: str) -> Path | None:
+        if content.startswith("images/"):
+            return None
+        upper = self._directory / content / "upper"
+        return upper if upper.exists() else super()._measured(content)
+
+    def _references(self) -> Counter[str]:
+        layers = [layer for volume in self._volumes() for layer in volume.glob("layer*")]
+        layers += [self._directory / FROZEN / name for name in os.listdir(self._directory / FROZEN)]
+        below = (read_fact(layer, "below") for layer in layers)
+        return super()._references() + Counter(content for content in below if content is not None)
+
+    def _contents(self, volume: Path) -> list[str]:
+        below = read_fact(volume / "layer", "below")
+        return super()._contents(volume) + ([] if below is None else [below])
+
+    async def _release(self, content: str) -> None:
+        folder, _, name = content.partition("/")
+        if folder == "images":
+            await self._drop_unused(name)
 
     async def _try_mount(self) -> None:
         """Overlay mounts and id maps depend on the file system too (overlay on overlay, NFS): find out now."""
@@ -224,12 +379,31 @@ def _make_directories(*paths: Path) -> None:
         path.mkdir(mode=0o755 if path.name in ("upper", "rootfs") else 0o700)
 
 
-def _fingerprint(link: Path) -> str | None:
-    """The image that a volume's `lower` leads to; None for a volume made empty, or none at all."""
+def _image(fingerprint: str) -> str:
+    return f"images/{fingerprint}"
+
+
+def _copy_fact(source: Path, target: Path, name: str) -> None:
+    text = read_fact(source, name)
+    if text is not None:
+        write_fact(target, name, text)
+
+
+def _own_attributes(path: Path) -> list[tuple[str, bytes]]:
+    """Extended attributes of a layer's top directory that are neither the overlay's nor hold ids."""
+    names = (name for name in os.listxattr(path) if not name.startswith((_OVERLAY_XATTRS, "system.")))
+    return sorted((name, os.getxattr(path, name)) for name in names)
+
+
+def _take_back(volume: Path, frozen: Path) -> None:
+    (volume / "layer").rename(volume / "layer.old")
     try:
-        return Path(os.readlink(link)).parent.name
-    except FileNotFoundError:
-        return None
+        frozen.rename(volume / "layer")
+    except OSError as error:
+        (volume / "layer.old").rename(volume / "layer")
+        # EXDEV: it is charged to another project's quota (a copy of another volume).
+        if error.errno != errno.EXDEV:
+            raise
 
 
 DRIVER = OverlayDriver
