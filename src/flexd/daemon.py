@@ -27,6 +27,7 @@ from flexd.host.terminals import LinuxTerminals, Terminals
 from flexd.images.images import Images
 from flexd.instances.actions import Actions
 from flexd.instances.allocator import IdmapAllocator
+from flexd.instances.confinement import Confinement
 from flexd.instances.console import Console
 from flexd.instances.creation import Creation
 from flexd.instances.edits import Edits
@@ -119,16 +120,19 @@ class Daemon:
         parts = Parts(host, self.pools, self.networks, runtime, daemon_id(directory))
         self.devices = Devices(parts)
         self.registry = Registry(mirror)
-        self._compose_instances(terminals, locks, features.architectures)
+        self._compose_instances(terminals, locks, features)
         self.config = ServerConfig(mirror, events)
         self._server: Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
-    def _compose_instances(self, terminals: Terminals, locks: Locks, architectures: list[str]) -> None:
+    def _compose_instances(self, terminals: Terminals, locks: Locks, features: Features) -> None:
         """Everything of rank `instances`."""
         registry, runtime, events, operations = self.registry, self.runtime, self.events, self.operations
         self.ports = PortList(registry, self.networks)
         limiter = Limiter(self._host)
+        confinement = Confinement(
+            host=self._host, directory=self.directory / "security", kernel_architecture=features.kernel_architecture
+        )
         actions = Actions(
             registry=registry,
             devices=self.devices,
@@ -136,6 +140,7 @@ class Daemon:
             images=self.images,
             runtime=runtime,
             limiter=limiter,
+            confinement=confinement,
             journal=self.journal,
             directory=self.directory / "devices",
         )
@@ -153,16 +158,20 @@ class Daemon:
             locks=locks,
             events=events,
         )
-        self._compose_requests(terminals, locks, actions, allocator, limiter, architectures)
+        resolver = Resolver(
+            registry=registry,
+            devices=self.devices,
+            pools=self.pools,
+            actions=actions,
+            allocator=allocator,
+            limiter=limiter,
+            confinement=confinement,
+            architectures=features.architectures,
+        )
+        self._compose_requests(terminals, locks, actions, limiter, resolver)
 
     def _compose_requests(
-        self,
-        terminals: Terminals,
-        locks: Locks,
-        actions: Actions,
-        allocator: IdmapAllocator,
-        limiter: Limiter,
-        architectures: list[str],
+        self, terminals: Terminals, locks: Locks, actions: Actions, limiter: Limiter, resolver: Resolver
     ) -> None:
         """What the routes of instances call."""
         registry, runtime, events, operations = self.registry, self.runtime, self.events, self.operations
@@ -174,15 +183,6 @@ class Daemon:
             operations=operations,
             locks=locks,
             events=events,
-        )
-        resolver = Resolver(
-            registry=registry,
-            devices=self.devices,
-            pools=self.pools,
-            actions=actions,
-            allocator=allocator,
-            limiter=limiter,
-            architectures=architectures,
         )
         creation = Creation(
             registry=registry,

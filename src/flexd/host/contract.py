@@ -557,6 +557,14 @@ class Machine(Protocol):
         """Set one sysctl; False where the kernel does not have it or it may not be set."""
         ...
 
+    async def load_module(self, name: str) -> None:
+        """Load a kernel module, unless the kernel has it already (modprobe(8))."""
+        ...
+
+    async def unknown_syscalls(self, names: Sequence[str]) -> list[str]:
+        """Those of the names that are no system call on any architecture."""
+        ...
+
     async def resources(self) -> dict[str, Any]:
         """What `GET /1.0/resources` shows, as builtins in the shape of `flexd.api.resources.Resources`."""
         ...

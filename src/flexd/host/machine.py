@@ -8,13 +8,13 @@ import re
 import shutil
 import socket
 import tempfile
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from flexd.api.idmap import IdMap
-from flexd.host import resources, syscalls
+from flexd.host import resources, syscalls, system_calls
 from flexd.host.contract import (
     Cgroups,
     CommandFailed,
@@ -56,6 +56,8 @@ _WITHOUT: dict[str, str] = {
 _SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _VERSION = re.compile(r"\d+(?:\.\d+)+[^\s,()]*")
 _PROBE_TIMEOUT_S = 5.0
+# A module may wait for hardware and firmware.
+_MODPROBE_TIMEOUT_S = 60.0
 
 # LXD's "production setup" and what 100 containers with systemd were seen to need.
 _WANTED_SYSCTLS: dict[str, int] = {
@@ -134,6 +136,18 @@ class LinuxMachine:
 
     async def sysctl(self, name: str, value: str) -> bool:
         return await self._threads.run(_write, sysctl_path(self._root / "proc/sys", name), value)
+
+    async def load_module(self, name: str) -> None:
+        # A module's name and its directory differ in the dash (modprobe(8)).
+        if await self._threads.run((self._root / "sys/module" / name.replace("-", "_")).is_dir):
+            return
+        try:
+            await self._processes.run(["modprobe", "-b", name], timeout_s=_MODPROBE_TIMEOUT_S)
+        except CommandFailed as error:
+            raise HostError(f"load kernel module {name}: {error}") from error
+
+    async def unknown_syscalls(self, names: Sequence[str]) -> list[str]:
+        return await self._threads.run(system_calls.unknown, names)
 
     async def resources(self) -> dict[str, Any]:
         return await self._threads.run(resources.read, self._root)

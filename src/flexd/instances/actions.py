@@ -13,6 +13,7 @@ from flexd.devices.contract import DeviceContext, Kind
 from flexd.devices.devices import Devices
 from flexd.images.images import Images
 from flexd.instances.allocator import current_idmap
+from flexd.instances.confinement import Confinement
 from flexd.instances.limiter import Limiter
 from flexd.instances.record import Attached, DeviceEntries, Expanded, InstanceRecord, device_volatile
 from flexd.instances.registry import Registry
@@ -39,6 +40,7 @@ class Actions:
         images: Images,
         runtime: Runtime,
         limiter: Limiter,
+        confinement: Confinement,
         journal: Journal,
         directory: Path,
     ) -> None:
@@ -48,6 +50,7 @@ class Actions:
         self._images = images
         self._runtime = runtime
         self._limiter = limiter
+        self._confinement = confinement
         self._directory = directory
         register = journal.register
         register("instances.record", self._record, self._unrecord)
@@ -108,6 +111,7 @@ class Actions:
 
     async def _forget_runtime(self, args: Args, _progress: Progress) -> None:
         await self._runtime.remove(args["runtime_name"])
+        await self._confinement.remove(args["runtime_name"])
         await asyncio.to_thread(shutil.rmtree, self._directory / args["runtime_name"], ignore_errors=True)
 
     # --- start and what follows the end ---
@@ -183,7 +187,8 @@ class Actions:
         rootfs = await self._pools.mount(record.volume, idmap)
         parts = [await kind.run_config(context) for kind, context in self._parts(record)]
         limits = await self._limiter.settings(expanded.config)
-        spec = container_spec(record, expanded, rootfs, idmap, parts, limits)
+        confined = await self._confinement.prepare(record, expanded)
+        spec = container_spec(record, expanded, rootfs, idmap, parts, limits, confined)
         await self._runtime.start(spec)
 
     async def _activate(self, args: Args, _progress: Progress) -> None:
@@ -211,6 +216,7 @@ class Actions:
 
     async def _rename_runtime(self, args: Args, _progress: Progress) -> None:
         await self._runtime.rename(args["old"], args["new"])
+        await self._confinement.remove(args["old"])
 
     async def _rename_runtime_back(self, args: Args) -> None:
         await self._runtime.rename(args["new"], args["old"])

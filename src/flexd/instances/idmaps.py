@@ -9,6 +9,7 @@ from flexd.api.errors import BadRequest
 from flexd.api.idmap import IdMap, IdMapEntry
 from flexd.api.units import is_true
 from flexd.host.contract import SubordinateRange
+from flexd.instances.raw_idmap import parse_raw_idmap, with_raw
 
 # 65536 ids are what a distribution expects to have (nobody is 65534).
 ISOLATED_COUNT = 65536
@@ -77,6 +78,13 @@ def choose_idmap(
     """
     if is_true(config.get("security.privileged")):
         return IdMap(), 0
+    idmap, base = _choose_range(config, allowed, taken)
+    return with_raw(idmap, parse_raw_idmap(config.get("raw.idmap", ""))), base
+
+
+def _choose_range(
+    config: Mapping[str, str], allowed: SubordinateRange, taken: Iterable[tuple[int, int]]
+) -> tuple[IdMap, int]:
     if not is_true(config.get("security.idmap.isolated")):
         count = min(_count(config), allowed.count) if config.get("security.idmap.size") else allowed.count
         return IdMap.single(allowed.base, count), 0

@@ -7,6 +7,8 @@ from flexd.api.errors import Fault
 from flexd.api.keys import Key, check_config
 from flexd.instances.limits import KEYS as LIMIT_KEYS
 from flexd.instances.schedule import expiry_fault, pattern_fault, schedule_fault
+from flexd.instances.security import KEYS as SECURITY_KEYS
+from flexd.instances.security import security_faults
 
 
 def _seconds_fault(value: str) -> str | None:
@@ -15,11 +17,6 @@ def _seconds_fault(value: str) -> str | None:
 
 def _environment_fault(value: str) -> str | None:
     return "must not contain a line break" if "\n" in value or "\0" in value else None
-
-
-def _idmap_fault(value: str) -> str | None:
-    # An id is 32 bits and -1 (4294967295) means "none" to chown(2).
-    return None if value.isdecimal() and int(value) < 2**32 - 1 else f'invalid value "{value}" (expected an id)'
 
 
 KEYS = (
@@ -31,13 +28,7 @@ KEYS = (
     Key("environment.*", check=_environment_fault, description="Environment of init and of exec"),
     Key("image.*", description="Properties of the image that it was made from"),
     *LIMIT_KEYS,
-    Key("raw.lxc", kind="blob", live=False, description="Lines added to liblxc's configuration"),
-    Key("security.idmap.base", check=_idmap_fault, live=False, description="First host id of an isolated map"),
-    Key("security.idmap.isolated", kind="bool", default="false", live=False, description="A map shared with nobody"),
-    Key("security.idmap.size", check=_idmap_fault, live=False, description="Number of ids in an isolated map"),
-    Key("security.nesting", kind="bool", default="false", live=False, description="Containers inside the container"),
-    Key("security.privileged", kind="bool", default="false", live=False, description="Run without an id map"),
-    Key("security.protection.delete", kind="bool", default="false", description="Refuse deletion"),
+    *SECURITY_KEYS,
     Key("snapshots.expiry", check=expiry_fault, description="How long snapshots live (`1d 2H`)"),
     Key("snapshots.pattern", default="snap%d", check=pattern_fault, description="Names of snapshots"),
     Key("snapshots.schedule", check=schedule_fault, description="Cron expression, or @hourly, @daily, @startup …"),
@@ -69,5 +60,5 @@ def config_faults(config: Mapping[str, str], *, profile: bool = False) -> list[F
             if key.startswith(("volatile.", "image."))
         ]
         rest = {key: value for key, value in config.items() if not key.startswith(("volatile.", "image."))}
-        return found + check_config(rest, KEYS)
-    return check_config(config, KEYS + VOLATILE_KEYS)
+        return found + check_config(rest, KEYS) + security_faults(rest)
+    return check_config(config, KEYS + VOLATILE_KEYS) + security_faults(config)

@@ -12,10 +12,12 @@ from flexd.devices.devices import Devices
 from flexd.instances.actions import Actions
 from flexd.instances.allocator import IdmapAllocator
 from flexd.instances.check import new_volatile, root_fault, root_size_bytes, settings_faults
+from flexd.instances.confinement import Confinement
 from flexd.instances.limiter import Limiter
 from flexd.instances.names import check_instance_name, make_name
 from flexd.instances.record import Config, DeviceEntries, Expanded, InstanceRecord
 from flexd.instances.registry import Registry
+from flexd.instances.security import security_faults
 from flexd.storage.pools import Pools
 
 
@@ -44,6 +46,7 @@ class Resolver:
         actions: Actions,
         allocator: IdmapAllocator,
         limiter: Limiter,
+        confinement: Confinement,
         architectures: Sequence[str],
     ) -> None:
         self._registry = registry
@@ -52,6 +55,7 @@ class Resolver:
         self._actions = actions
         self._allocator = allocator
         self._limiter = limiter
+        self._confinement = confinement
         self._architectures = architectures
 
     def free_name(self, project: str, wanted: str) -> str:
@@ -96,7 +100,7 @@ class Resolver:
 
     async def check_host(self, record: InstanceRecord, expanded: Expanded) -> None:
         """What devices and limits need must be there: pools, networks, paths, controllers, quotas."""
-        faults: list[Fault] = []
+        faults = security_faults(expanded.config) + await self._confinement.host_faults(expanded)
         for device, entry in expanded.devices.items():
             kind = self._devices.kind(entry)
             if kind is not None:

@@ -4,12 +4,26 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+from msgspec import Struct
+
 from flexd.api.idmap import IdMap
 from flexd.api.units import is_true
 from flexd.devices.contract import RunConfig
 from flexd.instances.limits import Setting, rlimits
 from flexd.instances.record import Config, Expanded, InstanceRecord
-from flexd.runtime.contract import ContainerSpec
+from flexd.runtime.contract import ContainerSpec, MountSpec
+
+
+class Confined(Struct, frozen=True):
+    """What confinement adds to the start of a container."""
+
+    seccomp_profile: str = ""
+    apparmor_profile: str = ""
+    sysctls: dict[str, str] = {}
+    mounts: tuple[MountSpec, ...] = ()
+
+
+_UNCONFINED = Confined()
 
 
 def environment(config: Config) -> Config:
@@ -25,6 +39,7 @@ def container_spec(
     idmap: IdMap,
     parts: Iterable[RunConfig],
     limits: Iterable[Setting] = (),
+    confined: Confined = _UNCONFINED,
 ) -> ContainerSpec:
     """Everything that the start of an instance needs to know."""
     parts = list(parts)
@@ -35,11 +50,14 @@ def container_spec(
         hostname=record.name,
         architecture=record.architecture,
         nics=tuple(nic for part in parts for nic in part.nics),
-        mounts=tuple(mount for part in parts for mount in part.mounts),
+        mounts=(*confined.mounts, *(mount for part in parts for mount in part.mounts)),
         environment=environment(expanded.config),
         cgroup=(*((setting.file, setting.value) for setting in limits), *_rules(idmap, parts)),
+        sysctls=confined.sysctls,
         rlimits=rlimits(expanded.config),
         nesting=is_true(expanded.config.get("security.nesting")),
+        seccomp_profile=confined.seccomp_profile,
+        apparmor_profile=confined.apparmor_profile,
         raw=expanded.config.get("raw.lxc", ""),
     )
 

@@ -165,6 +165,8 @@ def _security(spec: ContainerSpec, facts: HostFacts) -> Iterator[Line]:
         yield "lxc.apparmor.allow_incomplete", "1"
     if spec.seccomp_profile:
         yield "lxc.seccomp.profile", spec.seccomp_profile
+        # Also where the daemon itself is confined, in a container: filters add up, the kernel asks each.
+        yield "lxc.seccomp.allow_nesting", "1"
 
 
 def _apparmor_profile(spec: ContainerSpec, facts: HostFacts) -> str:

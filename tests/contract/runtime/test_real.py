@@ -16,7 +16,7 @@ from flexd.api.idmap import IdMap
 from flexd.host.linux import LinuxHost
 from flexd.runtime.contract import Ended, ExecSpec, NicSpec, StartFailed
 from flexd.runtime.lxc import LxcRuntime
-from flexd.runtime.seccomp import default_policy
+from flexd.runtime.seccomp import SeccompRules, render_policy
 from tests.contract.runtime.places import Pipes, Place, run, settled
 
 
@@ -102,7 +102,7 @@ async def test_limits_environment_and_sysctls(place: Place) -> None:
 
 async def test_the_seccomp_policy_holds_for_init_and_commands(place: Place, directory: Path) -> None:
     profile = directory / "seccomp"
-    await asyncio.to_thread(profile.write_text, default_policy(os.uname().machine))
+    await asyncio.to_thread(profile.write_text, render_policy(SeccompRules(), os.uname().machine))
     container = await place.runtime.start(place.spec(seccomp_profile=str(profile)))
     for pid in ("1", "self"):
         _, output, _ = await run(place.runtime, container, "cat", f"/proc/{pid}/status")

@@ -42,6 +42,7 @@ lxc.sysctl.net.ipv4.ip_forward = 1
 lxc.prlimit.nofile = 1000:2000
 lxc.apparmor.profile = unconfined
 lxc.seccomp.profile = /d/seccomp
+lxc.seccomp.allow_nesting = 1
 lxc.mount.auto = proc:rw sys:rw
 lxc.autodev = 1
 lxc.mount.entry = /dev/fuse dev/fuse none bind,create=file,optional 0 0

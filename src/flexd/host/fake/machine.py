@@ -2,12 +2,13 @@
 """A machine that can do everything, unless a test takes something away."""
 
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from flexd.api import resources as api
-from flexd.host.contract import CgroupLayout, Features, SubordinateRange
+from flexd.host.contract import CgroupLayout, Features, HostError, SubordinateRange
 from flexd.host.fake.recorder import Recorder
 
 
@@ -33,6 +34,9 @@ class FakeMachine:
         self.range = SubordinateRange(base=1000000, count=1000000000)
         self.sysctls: dict[str, str] = {}
         self.load = (0.0, 0.0, 0.0)
+        self.modules = {"br_netfilter", "overlay"}  # those that can be loaded
+        self.loaded: set[str] = set()
+        self.syscalls_unknown = {"mkdirr"}
         self.memory = 8 << 30
         self.cpus = "0-3"
         self._boot_id = str(uuid.uuid4())
@@ -69,6 +73,16 @@ class FakeMachine:
         self._recorder.note("machine.sysctl", name, value)
         self.sysctls[name] = value
         return True
+
+    async def load_module(self, name: str) -> None:
+        self._recorder.note("machine.load_module", name)
+        if name not in self.modules:
+            raise HostError(f"load kernel module {name}: not found")
+        self.loaded.add(name)
+
+    async def unknown_syscalls(self, names: Sequence[str]) -> list[str]:
+        self._recorder.note_reading("machine.unknown_syscalls")
+        return [name for name in names if name in self.syscalls_unknown]
 
     async def resources(self) -> dict[str, Any]:
         self._recorder.note_reading("machine.resources")

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Brings onto the host what confines an instance before it starts, and takes it away with the instance."""
+
+import asyncio
+import os
+from pathlib import Path
+
+from flexd.api.errors import BadRequest, Fault
+from flexd.host.contract import Host, HostError
+from flexd.instances.record import Expanded, InstanceRecord
+from flexd.instances.security import modules, seccomp_rules, sysctls
+from flexd.instances.spec import Confined
+from flexd.runtime.seccomp import named_calls, render_policy
+
+
+class Confinement:
+    """One per daemon; keeps files below one directory, one a running name."""
+
+    def __init__(self, *, host: Host, directory: Path, kernel_architecture: str) -> None:
+        self._host = host
+        self._directory = directory
+        self._kernel_architecture = kernel_architecture
+
+    async def host_faults(self, expanded: Expanded) -> list[Fault]:
+        """Keys that this host cannot hold: a rule about a system call that nobody knows would confine nothing."""
+        faults = []
+        for key in ("allow", "deny", "whitelist", "blacklist"):
+            path = f"security.syscalls.{key}"
+            calls = named_calls(expanded.config.get(path, ""))
+            unknown = await self._host.machine.unknown_syscalls(calls) if calls else []
+            faults += [Fault(f"config.{path}", f'"{name}" is not the name of a system call here') for name in unknown]
+        return faults
+
+    async def prepare(self, record: InstanceRecord, expanded: Expanded) -> Confined:
+        """Before a start: modules loaded, policies written."""
+        for name in modules(expanded.config):
+            await self._load_module(record, name)
+        policy = render_policy(seccomp_rules(expanded.config), self._kernel_architecture)
+        path = self._seccomp_path(record.storage_name)
+        await asyncio.to_thread(_write, path, policy)
+        return Confined(seccomp_profile=str(path) if policy else "", sysctls=sysctls(expanded.config))
+
+    async def _load_module(self, record: InstanceRecord, name: str) -> None:
+        try:
+            await self._host.machine.load_module(name)
+        except HostError as error:
+            raise BadRequest(
+                f'Failed starting instance "{record.name}": kernel module "{name}" cannot be loaded: {error}'
+            ) from error
+
+    async def remove(self, runtime_name: str) -> None:
+        """The instance is deleted; without files of it this does nothing."""
+        await asyncio.to_thread(self._seccomp_path(runtime_name).unlink, missing_ok=True)
+
+    def _seccomp_path(self, runtime_name: str) -> Path:
+        return self._directory / "seccomp" / runtime_name
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all; an empty text is no file. Only root may read what a container is denied."""
+    if not text:
+        path.unlink(missing_ok=True)
+        return
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    new = path.with_name(path.name + "~")
+    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
+        file.write(text)
+    new.replace(path)

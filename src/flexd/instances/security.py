@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keys that confine an instance or loosen that, with LXD's names; what they mean together; pure."""
+
+import re
+from collections.abc import Iterator, Mapping
+
+from flexd.api.errors import BadRequest, Fault
+from flexd.api.keys import Key
+from flexd.api.units import is_true
+from flexd.instances.raw_idmap import parse_raw_idmap
+from flexd.runtime.seccomp import SeccompRules, rules_fault
+
+_SYSCTL = "linux.sysctl."
+# Sysctls of which every container has its own; any other is the host's (namespaces(7), sysctl's own pages).
+_NAMESPACED = (
+    "fs.mqueue.",
+    "kernel.domainname",
+    "kernel.hostname",
+    "kernel.msg",
+    "kernel.sem",
+    "kernel.shm",
+    "net.",
+    "user.",
+)
+_SYSCTL_NAME = re.compile(r"[a-z0-9_]+(?:\.[A-Za-z0-9_/*@-]+)+")
+_MODULE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
+# The keys of before LXD 4.21, which 5.0 still takes.
+_OLD_NAMES = {
+    "security.syscalls.allow": "security.syscalls.whitelist",
+    "security.syscalls.deny": "security.syscalls.blacklist",
+    "security.syscalls.deny_default": "security.syscalls.blacklist_default",
+}
+# Keys of liblxc that are the daemon's: its log, how it finds what runs, links and root that it has made.
+_FORBIDDEN_RAW = (
+    "lxc.prlimit.",
+    "lxc.log.",
+    "lxc.logfile",
+    "lxc.syslog",
+    "lxc.ephemeral",
+    "lxc.cgroup.dir",
+    "lxc.rootfs.",
+    "lxc.rootfs",
+)
+# Of networks a container's own addresses may be set; LXD draws the line here, too.
+_ALLOWED_NETWORK_RAW = re.compile(r"lxc\.net\.\d+\.ipv[46]\.(address|gateway)|lxc\.net\.\d+\.ipv[46]")
+
+
+def _idmap_fault(value: str) -> str | None:
+    # An id is 32 bits and -1 (4294967295) means "none" to chown(2).
+    return None if value.isdecimal() and int(value) < 2**32 - 1 else f'invalid value "{value}" (expected an id)'
+
+
+def _raw_idmap_fault(value: str) -> str | None:
+    try:
+        parse_raw_idmap(value)
+    except BadRequest as error:
+        return str(error)
+    return None
+
+
+def raw_lxc_fault(value: str) -> str | None:
+    """What is wrong with lines for liblxc's configuration."""
+    if "\0" in value:
+        return "must not contain NUL"
+    for line in value.split("\n"):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        key, equals, _ = (part.strip() for part in line.partition("="))
+        key = key.lower()
+        if not equals or not key:
+            return f'invalid line "{line}" (expected KEY = VALUE)'
+        network = key.startswith(("lxc.net.", "lxc.network")) and _ALLOWED_NETWORK_RAW.fullmatch(key) is None
+        if key.startswith(_FORBIDDEN_RAW) or network:
+            return f"{key} is not allowed here: the daemon sets it"
+    return None
+
+
+def _modules_fault(value: str) -> str | None:
+    for name in modules({"linux.kernel_modules": value}):
+        if _MODULE.fullmatch(name) is None:
+            return f'"{name}" is not the name of a kernel module'
+    return None
+
+
+def _raw_apparmor_fault(value: str) -> str | None:
+    return "must not contain NUL" if "\0" in value else None
+
+
+_RULES_HELP = "one a line, as liblxc reads them: `mkdir errno 1`"
+
+KEYS = (
+    Key("linux.kernel_modules", check=_modules_fault, live=False, description="Modules that the host loads first"),
+    Key(_SYSCTL + "*", live=False, description="Sysctls of its namespaces: linux.sysctl.net.ipv4.ip_forward"),
+    Key("raw.idmap", kind="blob", check=_raw_idmap_fault, live=False, description="`both HOST OWN`, ids or ranges"),
+    Key("raw.lxc", kind="blob", check=raw_lxc_fault, live=False, description="Lines added to liblxc's configuration"),
+    Key("raw.seccomp", kind="blob", live=False, description="A whole seccomp policy, in place of the generated one"),
+    Key("security.idmap.base", check=_idmap_fault, live=False, description="First host id of an isolated map"),
+    Key("security.idmap.isolated", kind="bool", default="false", live=False, description="A map shared with nobody"),
+    Key("security.idmap.size", check=_idmap_fault, live=False, description="Number of ids in an isolated map"),
+    Key("security.nesting", kind="bool", default="false", live=False, description="Containers inside the container"),
+    Key("security.privileged", kind="bool", default="false", live=False, description="Run without an id map"),
+    Key("security.protection.delete", kind="bool", default="false", description="Refuse deletion"),
+    Key("security.syscalls.allow", check=rules_fault, live=False, description=f"Only these calls, {_RULES_HELP}"),
+    Key("security.syscalls.blacklist", check=rules_fault, live=False, description="Old name of deny"),
+    Key(
+        "security.syscalls.blacklist_default",
+        kind="bool",
+        default="true",
+        live=False,
+        description="Old name of deny_default",
+    ),
+    Key("security.syscalls.deny", check=rules_fault, live=False, description=f"Calls denied, too, {_RULES_HELP}"),
+    Key(
+        "security.syscalls.deny_default",
+        kind="bool",
+        default="true",
+        live=False,
+        description="Deny what reaches the host's kernel (module loading, kexec, file handles)",
+    ),
+    Key("security.syscalls.whitelist", check=rules_fault, live=False, description="Old name of allow"),
+)
+
+
+def security_faults(config: Mapping[str, str]) -> list[Fault]:
+    """Keys that contradict each other, and sysctls that are the host's."""
+    return [*_syscall_faults(config), *_sysctl_faults(config)]
+
+
+def _syscall_faults(config: Mapping[str, str]) -> Iterator[Fault]:
+    for new, old in _OLD_NAMES.items():
+        if config.get(new) and config.get(old):
+            yield Fault(f"config.{old}", f"is the old name of {new}: only one of them can be set")
+    allow = [key for key in _named("security.syscalls.allow") if config.get(key)]
+    deny = [key for key in _named("security.syscalls.deny") if config.get(key)]
+    deny += [key for key in _named("security.syscalls.deny_default") if is_true(config.get(key))]
+    if config.get("raw.seccomp"):
+        for key in (*allow, *deny):
+            yield Fault(f"config.{key}", "contradicts raw.seccomp, which is the whole policy")
+    elif allow:
+        for key in deny:
+            yield Fault(f"config.{key}", f"contradicts {allow[0]}: what is not allowed is denied")
+
+
+def _named(key: str) -> tuple[str, str]:
+    return key, _OLD_NAMES[key]
+
+
+def _sysctl_faults(config: Mapping[str, str]) -> Iterator[Fault]:
+    for key, value in config.items():
+        if not key.startswith(_SYSCTL):
+            continue
+        name = key.removeprefix(_SYSCTL)
+        if _SYSCTL_NAME.fullmatch(name) is None:
+            yield Fault(f"config.{key}", f'"{name}" is not the name of a sysctl')
+        elif not name.startswith(_NAMESPACED):
+            yield Fault(f"config.{key}", "is the host's, not the container's: no namespace has one of its own")
+        elif "\n" in value or "\0" in value:
+            yield Fault(f"config.{key}", "must not contain a line break")
+
+
+def _either(config: Mapping[str, str], key: str) -> str:
+    return config.get(key) or config.get(_OLD_NAMES[key], "")
+
+
+def seccomp_rules(config: Mapping[str, str]) -> SeccompRules:
+    """What the keys of an expanded configuration ask for."""
+    default = _either(config, "security.syscalls.deny_default")
+    return SeccompRules(
+        allow=_either(config, "security.syscalls.allow"),
+        deny=_either(config, "security.syscalls.deny"),
+        deny_default=not default or is_true(default),
+        raw=config.get("raw.seccomp", ""),
+    )
+
+
+def sysctls(config: Mapping[str, str]) -> dict[str, str]:
+    """The `linux.sysctl.*` keys, without that prefix."""
+    return {key.removeprefix(_SYSCTL): value for key, value in config.items() if key.startswith(_SYSCTL) and value}
+
+
+def modules(config: Mapping[str, str]) -> list[str]:
+    """The names in `linux.kernel_modules`."""
+    return [name.strip() for name in config.get("linux.kernel_modules", "").split(",") if name.strip()]
