@@ -255,9 +255,14 @@ class Disk(Kind, type="disk"):
         else:
             path = Path(config["source"])
         try:
-            return await self.host.nodes.disk_of(path)
+            # A volume that is still to be made will be where its pool is.
+            return await self.host.nodes.disk_of(await asyncio.to_thread(_existing, path))
         except HostError:  # gone, or not required and not there
             return None
+
+
+def _existing(path: Path) -> Path:
+    return next((each for each in (path, *path.parents) if each.exists()), path)
 
 
 def _tmpfs_options(context: DeviceContext) -> str:
