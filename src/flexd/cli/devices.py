@@ -112,7 +112,8 @@ def _show(entity: Entity) -> Command:
         from flexd.cli.yamltext import dump
 
         client, path, _ = entity.locate(context, args)
-        print(dump(dict(sorted(client.get(path)["devices"].items()))), end="")
+        devices: Devices = client.get(path)["devices"]
+        print(dump({name: dict(sorted(device.items())) for name, device in sorted(devices.items())}), end="")
 
     return entity.command("show", "Show all devices as YAML", run)
 

@@ -19,6 +19,13 @@ class Result(NamedTuple):
     err: str
 
 
+class Keyboard(io.TextIOWrapper):
+    """Standard input at which a person sits."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 Run = Callable[..., Result]
 
 
@@ -40,11 +47,12 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run(
     server: FakeServer, settings: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> Run:
-    """`run("list", "-f", "csv", stdin="…")`."""
+    """`run("list", "-f", "csv", stdin="…")`; `person`: that is typed, not piped."""
     monkeypatch.setenv("FLEXD_SOCKET", str(server.socket_path))
 
-    def run_flexc(*argv: str, stdin: str = "") -> Result:
-        content = io.TextIOWrapper(io.BytesIO(stdin.encode()))
+    def run_flexc(*argv: str, stdin: str = "", person: bool = False) -> Result:
+        kind = Keyboard if person else io.TextIOWrapper
+        content = kind(io.BytesIO(stdin.encode()))
         monkeypatch.setattr("sys.stdin", content)
         capfdbinary.readouterr()
         status = main(argv)
