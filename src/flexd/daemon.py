@@ -228,6 +228,11 @@ class Daemon:
             locks=locks,
             events=events,
         )
+        self._compose_sessions(terminals, locks)
+
+    def _compose_sessions(self, terminals: Terminals, locks: Locks) -> None:
+        """What reaches into containers."""
+        registry, runtime, events, operations = self.registry, self.runtime, self.events, self.operations
         self.logs = Logs(registry=registry, runtime=runtime, directory=self.directory / "logs")
         self.exec = Exec(
             registry=registry,

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keys that confine: each wrong value, contradictions, and what they ask for."""
+
+from pathlib import Path
+
+import pytest
+
+from flexd.api.errors import FlexdError, InvalidInput
+from flexd.api.instance import InstancePut
+from flexd.instances.keys import config_faults
+from flexd.instances.security import seccomp_rules, sysctls
+from flexd.runtime.seccomp import SeccompRules
+from tests.unit.instances.house import PROJECT, ROOT, House, house
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("security.syscalls.deny", "mkdir errno"),
+        ("security.syscalls.allow", "[toaster]"),
+        ("security.syscalls.deny_default", "perhaps"),
+        ("raw.idmap", "both 1000"),
+        ("raw.lxc", "lxc.log.file = /etc/passwd"),
+        ("raw.lxc", "lxc.net.0.type = none"),
+        ("raw.lxc", "lxc.prlimit.nofile = 5"),
+        ("raw.lxc", "lxc.cgroup.dir = x"),
+        ("raw.lxc", "lxc.rootfs.path = /"),
+        ("raw.lxc", "nonsense"),
+        ("linux.kernel_modules", "overlay,../../evil"),
+        ("linux.sysctl.vm.swappiness", "1"),
+        ("linux.sysctl.kernel.sysrq", "1"),
+        ("linux.sysctl.net..x", "1"),
+        ("linux.sysctl.net.ipv4.ip_forward", "1\nlxc.hook.start = /bin/sh"),
+    ],
+)
+def test_wrong_values(key: str, value: str):
+    faults = config_faults({key: value})
+    assert [fault.path for fault in faults] == [f"config.{key}"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("security.syscalls.deny", "mkdir errno 1\n[all]\nchroot"),
+        ("raw.lxc", "# a comment\n\nlxc.net.0.ipv4.address = 198.18.50.2/24\nlxc.mount.auto = cgroup"),
+        ("linux.kernel_modules", "overlay, br_netfilter"),
+        ("linux.sysctl.net.ipv4.ip_forward", "1"),
+        ("linux.sysctl.kernel.shmmax", "65536"),
+        ("raw.idmap", "both 1000 1000"),
+    ],
+)
+def test_right_values(key: str, value: str):
+    assert config_faults({key: value}) == []
+
+
+def test_every_contradiction_is_told():
+    config = {
+        "raw.seccomp": "2\ndenylist\n",
+        "security.syscalls.allow": "read",
+        "security.syscalls.whitelist": "read",
+        "security.syscalls.deny_default": "true",
+    }
+    assert {fault.path for fault in config_faults(config)} == {
+        "config.security.syscalls.allow",
+        "config.security.syscalls.whitelist",
+        "config.security.syscalls.deny_default",
+    }
+
+
+def test_allow_and_deny_contradict():
+    faults = config_faults({"security.syscalls.allow": "read", "security.syscalls.blacklist": "write"})
+    assert [fault.path for fault in faults] == ["config.security.syscalls.blacklist"]
+
+
+def test_rules():
+    assert seccomp_rules({}) == SeccompRules()
+    assert seccomp_rules({"security.syscalls.blacklist_default": "false"}) == SeccompRules(deny_default=False)
+    assert seccomp_rules({"security.syscalls.blacklist": "mkdir"}) == SeccompRules(deny="mkdir")
+
+
+def test_sysctls():
+    assert sysctls({"linux.sysctl.net.core.somaxconn": "7", "user.x": "1"}) == {"net.core.somaxconn": "7"}
+
+
+@pytest.fixture
+async def home(tmp_path: Path):
+    async with house(tmp_path) as made:
+        yield made
+
+
+async def test_a_policy_is_written_for_the_start_and_goes_with_the_instance(home: House):
+    await home.create(config={"security.syscalls.deny": "mkdir errno 1", "linux.sysctl.net.core.somaxconn": "9"})
+    await home.act("start")
+    spec = home.runtime.specs["c1"]
+    path = Path(spec.seccomp_profile)
+    assert path == home.daemon.directory / "security" / "seccomp" / "c1"
+    text = path.read_text()
+    assert "kexec_load errno 38\n" in text
+    assert text.endswith("mkdir errno 1\n")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert spec.sysctls == {"net.core.somaxconn": "9"}
+    await home.act("stop", force=True)
+    await home.delete()
+    assert not path.exists()
+
+
+async def test_a_misspelled_call_is_refused(home: House):
+    with pytest.raises(InvalidInput, match="mkdirr"):
+        await home.create(config={"security.syscalls.deny": "mkdirr errno 1"})
+
+
+async def test_keys_of_profile_and_instance_must_agree(home: House):
+    profile = await _profile(home, {"security.syscalls.allow": "read"})
+    with pytest.raises(InvalidInput, match=r"security\.syscalls\.deny"):
+        await home.create(config={"security.syscalls.deny": "write"}, profiles=["default", profile])
+
+
+async def _profile(home: House, config: dict[str, str]) -> str:
+    from flexd.api.profile import ProfilesPost
+
+    await home.daemon.profiles.create(PROJECT, ProfilesPost(name="extra", config=config))
+    return "extra"
+
+
+async def test_modules_are_loaded_or_the_start_fails(home: House):
+    await home.create(config={"linux.kernel_modules": "overlay"})
+    await home.act("start")
+    assert home.host.machine.loaded == {"overlay"}
+    await home.create("c2", config={"linux.kernel_modules": "overlay,toaster"})
+    before = home.host_state()
+    with pytest.raises(FlexdError, match="toaster"):
+        await home.act("start", "c2")
+    assert home.host_state() == before
+    assert home.status("c2") == "Stopped"
+
+
+async def test_an_edit_is_checked_too(home: House):
+    await home.create()
+    put = InstancePut(config={"raw.idmap": "both 1000 x"}, devices={"root": ROOT}, profiles=["default"])
+    with pytest.raises(InvalidInput, match=r"raw\.idmap"):
+        await home.daemon.instances.patch(PROJECT, "c1", put)
