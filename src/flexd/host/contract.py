@@ -428,6 +428,10 @@ class Links(Protocol):
     """rtnetlink(7) in the daemon's own network namespace, and readings from others."""
 
     async def all(self) -> list[Link]: ...
+    async def names(self) -> dict[int, str]:
+        """Every link's name by its index; much cheaper than `all`."""
+        ...
+
     async def get(self, name: str) -> Link | None: ...
     async def routes(self) -> list[Route]:
         """Main-table routes of both families."""

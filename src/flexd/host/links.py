@@ -27,8 +27,11 @@ class LinuxLinks:
     async def all(self) -> list[Link]:
         return await self._threads.run(read_links)
 
+    async def names(self) -> dict[int, str]:
+        return await self._threads.run(lambda: dict(socket.if_nameindex()))
+
     async def get(self, name: str) -> Link | None:
-        return next((link for link in await self.all() if link.name == name), None)
+        return await self._threads.run(_read_link, name)
 
     async def routes(self) -> list[Route]:
         return await self._threads.run(_read_routes)
@@ -180,6 +183,34 @@ def read_links() -> list[Link]:
         return _links_of(rtnetlink, None)
 
 
+def _read_link(name: str) -> Link | None:
+    """One link without reading the others: a host may have a thousand."""
+    try:
+        index = socket.if_nametoindex(name)
+    except OSError:
+        return None
+    with netlink.Socket() as rtnetlink:
+        addresses = _addresses_of(rtnetlink, netlink.IFADDR.pack(socket.AF_UNSPEC, 0, 0, 0, index))
+        try:
+            header = netlink.IFINFO.pack(socket.AF_UNSPEC, 0, index, 0, 0)
+            payload = rtnetlink.get(f"read link {name}", netlink.RTM_GETLINK, header)
+        except HostError as error:
+            if error.errno == errno.ENODEV:  # gone meanwhile
+                return None
+            raise
+    return netlink.parse_link(payload, addresses)
+
+
+def _addresses_of(rtnetlink: netlink.Socket, request: bytes) -> dict[int, list[LinkAddress]]:
+    """By the index of their link. A kernel that does not filter (before 4.20) answers with all."""
+    addresses: dict[int, list[LinkAddress]] = {}
+    for payload in rtnetlink.dump("list addresses", netlink.RTM_GETADDR, request):
+        parsed = netlink.parse_address(payload)
+        if parsed is not None:
+            addresses.setdefault(parsed[0], []).append(parsed[1])
+    return addresses
+
+
 def _links_of(rtnetlink: netlink.Socket, namespace_id: int | None) -> list[Link]:
     """Links of our own network namespace (None) or of the one that we know by this id."""
     link_filter = address_filter = b""
@@ -187,11 +218,7 @@ def _links_of(rtnetlink: netlink.Socket, namespace_id: int | None) -> list[Link]
         link_filter = netlink.s32(netlink.IFLA_TARGET_NETNSID, namespace_id)
         address_filter = netlink.s32(netlink.IFA_TARGET_NETNSID, namespace_id)
     header = netlink.IFADDR.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
-    addresses: dict[int, list[LinkAddress]] = {}
-    for payload in rtnetlink.dump("list addresses", netlink.RTM_GETADDR, header + address_filter):
-        parsed = netlink.parse_address(payload)
-        if parsed is not None:
-            addresses.setdefault(parsed[0], []).append(parsed[1])
+    addresses = _addresses_of(rtnetlink, header + address_filter)
     header = netlink.IFINFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
     links = rtnetlink.dump("list links", netlink.RTM_GETLINK, header + link_filter)
     return [netlink.parse_link(payload, addresses) for payload in links]

@@ -30,6 +30,13 @@ async def test_the_loopback(links: Host) -> None:
     assert loopback.index == 1
 
 
+async def test_names(links: Host) -> None:
+    await links.links.create_bridge(_BRIDGE)
+    known = {link.index: link.name for link in await links.links.all()}
+    assert await links.links.names() == known
+    assert _BRIDGE in known.values()
+
+
 async def test_a_bridge(links: Host) -> None:
     await links.links.create_bridge(_BRIDGE, hwaddr="00:16:3e:00:00:01", mtu=1400)
     bridge = await _get(links, _BRIDGE)

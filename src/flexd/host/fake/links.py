@@ -52,6 +52,10 @@ class FakeLinks:
         self._recorder.note_reading("links.all")
         return sorted(self.by_name.values(), key=lambda link: link.index)
 
+    async def names(self) -> dict[int, str]:
+        self._recorder.note_reading("links.names")
+        return {link.index: link.name for link in self.by_name.values()}
+
     async def get(self, name: str) -> Link | None:
         self._recorder.note_reading("links.get", name)
         return self.by_name.get(name)
