@@ -201,6 +201,10 @@ class DirectoryDriver:
         await self._limit(self._volume(kind, name), size_bytes)
 
     async def volume_usage(self, kind: VolumeKind, name: str) -> int | None:
+        if self._quotas is None:
+            await self.quota_fault()
+        if not self._quotas:  # asked for each of a long list: no thread for nothing
+            return None
         volume = self._volume(kind, name)
         project = await asyncio.to_thread(read_number, volume, "project")
         return None if project is None else await self._host.quotas.usage(volume, project)
