@@ -33,7 +33,7 @@ class Files:
         container = self._lifecycle.running(record)
         idmap = current_idmap(record.config)
         async with contextlib.AsyncExitStack() as stack:
-            async with self._locks.hold(f"files/{project}/{name}", "files"):
+            async with self._locks.hold(record.root_key, "files"):
                 rootfs = await self._pools.mount(record.volume, idmap)
                 self._users[record.storage_name] = self._users.get(record.storage_name, 0) + 1
             stack.push_async_callback(self._release, record)
@@ -43,11 +43,10 @@ class Files:
 
     async def _release(self, record: InstanceRecord) -> None:
         """The last user of a stopped instance's root unmounts it; a running one's stays."""
-        async with self._locks.hold(f"files/{record.project}/{record.name}", "files"):
+        async with self._locks.hold(record.root_key, "files"):
             self._users[record.storage_name] -= 1
             if self._users[record.storage_name] > 0:
                 return
             del self._users[record.storage_name]
-            async with self._locks.hold(f"instance/{record.project}/{record.name}", "files"):
-                if self._lifecycle.running(record) is None:
-                    await self._pools.unmount(record.volume)
+            if self._lifecycle.running(record) is None:
+                await self._pools.unmount(record.volume)

@@ -204,7 +204,7 @@ class Lifecycle:
 
     async def _start(self, project: str, name: str) -> None:
         record = await self._prepare_start(project, name)
-        async with Undo() as undo:
+        async with self._locks.hold(record.root_key, "start"), Undo() as undo:
             undo.push(self._note_power, project, name, "STOPPED")
             await self._journal.run(start_plan(record))
             container = await self._runtime.find(record.storage_name)
@@ -212,7 +212,7 @@ class Lifecycle:
                 # Ended between its start and now; the runtime's own wait for init's first moments has passed.
                 await self._journal.run(cleanup_plan(record))
                 raise FlexdError(f'Failed starting instance "{name}": its init ended at once; see its console log')
-        self._watch(record, container)
+            self._watch(record, container)
         await self.rebalance()
         self._events.lifecycle("instance-started", record.url, project)
 
@@ -335,7 +335,7 @@ class Lifecycle:
     async def _after_end(self, live: _Live, record: InstanceRecord, ended: Ended) -> None:
         """Clean up; the instance shows as running until that is done, so that no start comes in between."""
         # Not in the middle of an edit of its devices, of which one would know nothing.
-        async with self._locks.hold(devices_key(record), "cleanup"):
+        async with self._locks.hold(devices_key(record), "cleanup"), self._locks.hold(record.root_key, "cleanup"):
             record = self._registry.instance(record.project, record.name)
             await self._journal.run(cleanup_plan(record))
         again = live.asked == "restart" or (ended.target == "reboot" and not live.asked)

@@ -69,6 +69,11 @@ class InstanceRecord(Struct):
     def url(self) -> str:
         return instance_url(self.project, self.name)
 
+    @property
+    def root_key(self) -> str:
+        """The lock of whoever mounts or unmounts the root: a start, what follows an end, files of a stopped one."""
+        return f"root/{self.project}/{self.name}"
+
 
 class SnapshotRecord(Struct):
     """The document `/instance-snapshots/PROJECT/INSTANCE/NAME`: what the instance was when it was taken."""

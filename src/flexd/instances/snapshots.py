@@ -123,7 +123,7 @@ class Snapshots:
             Step("snapshots.record", {"document": msgspec.json.encode(record).decode()}),
         )
         plan = Plan(f'take snapshot "{snapshot}" of instance "{name}"', steps)
-        async with self._lifecycle.quiet(instance):
+        async with self._lifecycle.quiet(instance), self._locks.hold(instance.root_key, "snapshot"):
             await self._journal.run(plan, progress)
         self._events.lifecycle("instance-snapshot-created", record.url, project)
         return record
@@ -239,7 +239,7 @@ class Snapshots:
             volume = {**where, "pool": instance.pool, "volume": instance.storage_name}
             steps = (Step("snapshots.restore_volume", volume), Step("snapshots.restore_record", where))
             plan = Plan(f'restore instance "{name}" from "{snapshot.name}"', steps, on_crash="finish")
-            async with self._lifecycle.stopped(instance):
+            async with self._lifecycle.stopped(instance), self._locks.hold(instance.root_key, "restore"):
                 await self._journal.run(plan)
         self._events.lifecycle("instance-restored", instance.url, project, {"snapshot": snapshot.name})
 
