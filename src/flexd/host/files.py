@@ -30,11 +30,12 @@ class LinuxFiles:
         # cp keeps hard links, xattrs (security.capability, trusted.* of overlays), ACLs, holes and device nodes as
         # rsync -aHAXS does, with a quarter of its CPU where the disk is not the brake, and it reflinks.
         await self._threads.run(_prepare_copy, source, target)
-        await self._processes.run(["cp", "-aT", "--reflink=auto", "--one-file-system", "--", str(source), str(target)])
+        # Not --one-file-system: a nested subvolume of btrfs looks like another one, and mounts were looked for above.
+        await self._processes.run(["cp", "-aT", "--reflink=auto", "--", str(source), str(target)])
 
     async def refresh_tree(self, source: Path, target: Path) -> None:
         # -W: both are local, so a file that differs is written whole instead of being read on both sides.
-        options = ["-aHAXSWx", "--numeric-ids", "--delete"]
+        options = ["-aHAXSW", "--numeric-ids", "--delete"]
         await self._processes.run(["rsync", *options, "--", f"{source}/", f"{target}/"])
 
     async def shift_tree(self, path: Path, *, old: IdMap, new: IdMap) -> None:

@@ -28,6 +28,24 @@ def check_volume_name(name: str) -> None:
         raise BadRequest(f'Invalid storage volume name "{name}": 1 to 63 letters, digits, dots, dashes and underscores')
 
 
+def check_snapshot_name(name: str) -> None:
+    if not name:
+        raise BadRequest("No name provided")
+    if not _NAME.fullmatch(name):
+        raise BadRequest(f'Invalid snapshot name "{name}": 1 to 63 letters, digits, dots, dashes and underscores')
+
+
+def split_snapshot(name: str) -> tuple[str, str]:
+    """`c1@snap0` of a document as (volume, snapshot); a volume's own name has no snapshot: ""."""
+    volume, _, snapshot = name.partition("@")
+    return volume, snapshot
+
+
+def api_name(record: VolumeRecord) -> str:
+    """`c1`, or `c1/snap0` for a snapshot."""
+    return record.name.replace("@", "/")
+
+
 def storage_name(project: str, name: str) -> str:
     """The name on disk: prefixed outside the default project, as LXD does."""
     return name if project == DEFAULT_PROJECT else f"{project}_{name}"
@@ -39,7 +57,10 @@ def volume_ref(record: VolumeRecord) -> VolumeRef:
 
 def volume_url(record: VolumeRecord) -> str:
     """`/1.0/storage-pools/default/volumes/custom/data`."""
-    path = f"/1.0/storage-pools/{quote(record.pool)}/volumes/{record.kind}/{quote(record.name)}"
+    volume, snapshot = split_snapshot(record.name)
+    path = f"/1.0/storage-pools/{quote(record.pool)}/volumes/{record.kind}/{quote(volume)}"
+    if snapshot:
+        path += f"/snapshots/{quote(snapshot)}"
     return path + _project_query(record.project)
 
 
@@ -47,8 +68,10 @@ def owner_url(record: VolumeRecord) -> str:
     """What `used_by` of a pool shows for a volume: the instance or image that owns it, or the volume itself."""
     if record.kind == "custom":
         return volume_url(record)
+    volume, snapshot = split_snapshot(record.name)
     folder = "images" if record.kind == "image" else "instances"
-    return f"/1.0/{folder}/{quote(record.name)}" + _project_query(record.project)
+    path = f"/1.0/{folder}/{quote(volume)}" + (f"/snapshots/{quote(snapshot)}" if snapshot else "")
+    return path + _project_query(record.project)
 
 
 def pool_url(name: str) -> str:

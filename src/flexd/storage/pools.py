@@ -7,7 +7,9 @@ method for them is idempotent and keeps the volume's document along with what is
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,14 @@ from flexd.api.keys import Key, check_config
 from flexd.api.resources import ResourcesStoragePool, ResourcesStoragePoolInodes, ResourcesStoragePoolSpace
 from flexd.api.server import ServerStorageDriverInfo
 from flexd.api.storage_pool import StoragePool, StoragePoolPut, StoragePoolsPost
-from flexd.api.times import now
+from flexd.api.times import ZERO_TIME, now
 from flexd.api.units import parse_size
 from flexd.host.contract import Host
 from flexd.operations.contract import Plan, Progress, Step
 from flexd.operations.events import Events
 from flexd.operations.journal import Journal
 from flexd.operations.locks import Locks
-from flexd.storage import drivers
+from flexd.storage import copies, drivers
 from flexd.storage.contract import (
     Driver,
     PoolNotFound,
@@ -36,7 +38,8 @@ from flexd.storage.contract import (
     VolumeRecord,
     VolumeRef,
 )
-from flexd.storage.names import DEFAULT_PROJECT, check_pool_name, owner_url, pool_url, volume_ref
+from flexd.storage.copies import Moment, Place
+from flexd.storage.names import DEFAULT_PROJECT, check_pool_name, owner_url, pool_url, split_snapshot, volume_ref
 from flexd.store.documents import Document, Documents, Mirror
 
 log = logging.getLogger(__name__)
@@ -258,25 +261,29 @@ class Pools:
             await driver.create_from_image(ref.kind, ref.name, fingerprint, unpack, size_bytes=size_bytes)
             if driver.optimized_images:
                 await self._note(VolumeRecord(fingerprint, ref.pool, "image", created_at=now()))
-        name = ref.name if project == DEFAULT_PROJECT else ref.name.removeprefix(f"{project}_")
-        await self._note(VolumeRecord(name, ref.pool, ref.kind, project, created_at=now()))
+        await self._note(VolumeRecord(_name(ref, project), ref.pool, ref.kind, project, created_at=now()))
+
+    async def create_from_tree(self, ref: VolumeRef, project: str, fill: Unpack, *, size_bytes: int) -> None:
+        """A volume whose files the caller writes into an empty directory, with ids as an image has them (a backup)."""
+        size_bytes = size_bytes or self.default_size(ref.pool)
+        await self.driver(ref.pool).create_from_tree(ref.kind, ref.name, fill, size_bytes=size_bytes)
+        await self._note(VolumeRecord(_name(ref, project), ref.pool, ref.kind, project, created_at=now()))
 
     async def delete_volume(self, ref: VolumeRef) -> None:
-        """Remove a volume and its document; a pool that is gone has none."""
+        """Remove a volume, its snapshots and their documents; a pool that is gone has none."""
         if self._records.get(ref.pool) is None:
             return
         await self.driver(ref.pool).delete_volume(ref.kind, ref.name)
-        for document in self._of(ref):
-            await self._volumes.delete(document.path)
+        found = [self._volumes.delete_op(document.path) for document in (*self._of(ref), *self._snapshots_of(ref))]
+        await self._volumes.txn(found)
 
     async def rename_volume(self, ref: VolumeRef, new_name: str) -> None:
         """`new_name` is a storage name too, of the same project."""
         await self.driver(ref.pool).rename_volume(ref.kind, ref.name, new_name)
-        for document in self._of(ref):
-            old = document.value
-            name = new_name if old.project == DEFAULT_PROJECT else new_name.removeprefix(f"{old.project}_")
-            new = msgspec.structs.replace(old, name=name)
-            await self._volumes.txn([self._volumes.delete_op(document.path), self._volumes.put(_path(new), new)])
+        target = VolumeRef(ref.pool, ref.kind, new_name)
+        for document in (*self._of(ref), *self._snapshots_of(ref)):
+            name, snapshot = _name(target, document.value.project), split_snapshot(document.value.name)[1]
+            await self._rename_document(document, f"{name}@{snapshot}" if snapshot else name)
 
     async def resize(self, ref: VolumeRef, size_bytes: int) -> None:
         await self.driver(ref.pool).resize_volume(ref.kind, ref.name, size_bytes)
@@ -304,6 +311,126 @@ class Pools:
         """Where a volume lies, for telling which disk that is on."""
         return self.driver(ref.pool).volume_path(ref.kind, ref.name)
 
+    # --- snapshots and copies, of instance volumes and custom ones ---
+
+    async def create_snapshot(
+        self,
+        ref: VolumeRef,
+        snapshot: str,
+        project: str,
+        *,
+        live: bool = False,
+        created_at: datetime | None = None,
+        expires_at: datetime = ZERO_TIME,
+        description: str = "",
+    ) -> None:
+        """`live`: the volume is in use. It is then frozen by the caller, if the files are to fit together."""
+        await self.driver(ref.pool).create_snapshot(ref.kind, ref.name, snapshot, live=live)
+        own = self._own_record(ref, project)
+        record = msgspec.structs.replace(
+            own,
+            name=f"{own.name}@{snapshot}",
+            description=description,
+            created_at=created_at or now(),
+            expires_at=expires_at,
+        )
+        await self._note(record)
+
+    async def delete_snapshot(self, ref: VolumeRef, snapshot: str) -> None:
+        if self._records.get(ref.pool) is None:
+            return
+        await self.driver(ref.pool).delete_snapshot(ref.kind, ref.name, snapshot)
+        for document in self._snapshots_of(ref, snapshot):
+            await self._volumes.delete(document.path)
+
+    async def rename_snapshot(self, ref: VolumeRef, snapshot: str, new_snapshot: str) -> None:
+        await self.driver(ref.pool).rename_snapshot(ref.kind, ref.name, snapshot, new_snapshot)
+        for document in self._snapshots_of(ref, snapshot):
+            await self._rename_document(document, f"{split_snapshot(document.value.name)[0]}@{new_snapshot}")
+
+    async def restore_snapshot(self, ref: VolumeRef, snapshot: str) -> None:
+        """The volume is not in use; it is unmounted."""
+        await self.driver(ref.pool).restore_snapshot(ref.kind, ref.name, snapshot)
+
+    def list_snapshots(self, ref: VolumeRef) -> list[VolumeRecord]:
+        """The oldest first."""
+        found = [document.value for document in self._snapshots_of(ref)]
+        return sorted(found, key=lambda record: (record.created_at, record.name))
+
+    async def mount_snapshot(self, ref: VolumeRef, snapshot: str, idmap: IdMap) -> Path:
+        """Read-only, under any map."""
+        return await self.driver(ref.pool).mount_snapshot(ref.kind, ref.name, snapshot, idmap)
+
+    async def unmount_snapshot(self, ref: VolumeRef, snapshot: str) -> None:
+        await self.driver(ref.pool).unmount_snapshot(ref.kind, ref.name, snapshot)
+
+    async def snapshot_usage(self, ref: VolumeRef, snapshot: str) -> int:
+        return await self.driver(ref.pool).snapshot_usage(ref.kind, ref.name, snapshot)
+
+    def view(
+        self, ref: VolumeRef, idmap: IdMap, *, snapshot: str | None = None, live: bool = False
+    ) -> AbstractAsyncContextManager[Path]:
+        """A volume or a snapshot as a read-only tree for the time of the block; with the empty map ids are as an image
+        has them, which is what backups and images want."""
+        return self.driver(ref.pool).view(ref.kind, ref.name, idmap, snapshot=snapshot, live=live)
+
+    async def copy(
+        self,
+        source: VolumeRef,
+        target: VolumeRef,
+        project: str,
+        *,
+        snapshot: str | None = None,
+        snapshots: Sequence[str] = (),
+        size_bytes: int = 0,
+        live: bool = False,
+    ) -> None:
+        """A new volume of `project` with what a volume (or one of its snapshots) holds, in any pool; `snapshots` (the
+        oldest first) come along with their dates. Taken back by `delete_volume`."""
+        size_bytes = size_bytes or self.default_size(target.pool)
+        places = self._place(source), self._place(target)
+        await copies.copy(self._host, *places, Moment(snapshot, live), snapshots, size_bytes=size_bytes)
+        own = self._own_record(source, project)
+        await self._note(msgspec.structs.replace(own, **_belonging(target, project), created_at=now()))
+        await self._note_snapshots(source, target, project, snapshots)
+
+    async def refresh(
+        self,
+        source: VolumeRef,
+        target: VolumeRef,
+        project: str,
+        *,
+        snapshot: str | None = None,
+        snapshots: Sequence[str] = (),
+        live: bool = False,
+    ) -> None:
+        """Make an existing volume, not in use, equal to another; its snapshots are to be these: others go, and so does
+        one of another date."""
+        wanted = {split_snapshot(s.name)[1]: s.created_at for s in self.list_snapshots(source)}
+        for record in self.list_snapshots(target):
+            name = split_snapshot(record.name)[1]
+            if name not in snapshots or wanted.get(name) != record.created_at:
+                await self.delete_snapshot(target, name)
+        places = self._place(source), self._place(target)
+        await copies.refresh(*places, Moment(snapshot, live), snapshots)
+        await self._note_snapshots(source, target, project, snapshots)
+
+    def _place(self, ref: VolumeRef) -> Place:
+        return Place(self.driver(ref.pool), ref.pool, ref.kind, ref.name)
+
+    def _own_record(self, ref: VolumeRef, project: str) -> VolumeRecord:
+        """A volume's document; after a crash it may be missing, then what it would say."""
+        found = self._of(ref)
+        return found[0].value if found else VolumeRecord(_name(ref, project), ref.pool, ref.kind, project)
+
+    async def _note_snapshots(
+        self, source: VolumeRef, target: VolumeRef, project: str, snapshots: Sequence[str]
+    ) -> None:
+        for document in self._snapshots_of(source):
+            name = split_snapshot(document.value.name)[1]
+            if name in snapshots:
+                await self._note(msgspec.structs.replace(document.value, **_belonging(target, project, name)))
+
     async def has_quota(self, pool: str) -> str | None:
         """None if sizes can be enforced on a pool, else why not."""
         return await self.driver(pool).quota_fault()
@@ -329,9 +456,31 @@ class Pools:
         """The document of a volume, found by its storage name."""
         return [found for found in self._volumes.list(ref.pool, ref.kind) if volume_ref(found.value) == ref]
 
+    def _snapshots_of(self, ref: VolumeRef, snapshot: str = "") -> list[Document[VolumeRecord]]:
+        """The documents of a volume's snapshots, or of one."""
+        prefix = f"{ref.name}@"
+        found = [(volume_ref(d.value).name, d) for d in self._volumes.list(ref.pool, ref.kind)]
+        return [d for name, d in found if name.startswith(prefix) and snapshot in ("", name.removeprefix(prefix))]
+
+    async def _rename_document(self, document: Document[VolumeRecord], name: str) -> None:
+        new = msgspec.structs.replace(document.value, name=name)
+        if new != document.value:
+            await self._volumes.txn([self._volumes.delete_op(document.path), self._volumes.put(_path(new), new)])
+
 
 def _path(record: VolumeRecord) -> tuple[str, str, str, str]:
     return record.pool, record.kind, record.project, record.name
+
+
+def _name(ref: VolumeRef, project: str) -> str:
+    """A volume's name in its project."""
+    return ref.name if project == DEFAULT_PROJECT else ref.name.removeprefix(f"{project}_")
+
+
+def _belonging(ref: VolumeRef, project: str, snapshot: str = "") -> dict[str, Any]:
+    """The fields of a document that say whose it is."""
+    name = _name(ref, project)
+    return {"name": f"{name}@{snapshot}" if snapshot else name, "pool": ref.pool, "kind": ref.kind, "project": project}
 
 
 def _without_empty(config: Mapping[str, str]) -> dict[str, str]:
