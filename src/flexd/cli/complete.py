@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from flexd.cli.command import GLOBAL_OPTIONS, Command, Group, Option
 from flexd.cli.commands import all_words, load
+from flexd.cli.main import take_word
 from flexd.client.errors import ClientError
 
 TYPE_CHECKING = False
@@ -56,17 +57,17 @@ def split_line(line: str) -> tuple[list[str], str]:
 
 
 def _candidates(context: Context, words: list[str], current: str) -> list[str]:
-    command, words = _descend(words)
+    command, rest = _descend(words)
     if isinstance(command, Command):
-        return _for_command(context, command, words, current)
+        return _for_command(context, command, rest, current)
+    if take_word(words if command is None else rest)[0] is not None:
+        return []  # a word that leads nowhere
     if current.startswith("-"):
         return _flags(GLOBAL_OPTIONS)
     return all_words() if command is None else [each.name for each in command.commands]
 
 
 def _descend(words: list[str]) -> tuple[Command | Group | None, list[str]]:
-    from flexd.cli.main import take_word
-
     first, rest = take_word(words)
     command = load(first) if first else None
     while isinstance(command, Group):
