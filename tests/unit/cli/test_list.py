@@ -66,9 +66,9 @@ def test_cheap_columns_ask_for_less(run: Run, server: FakeServer) -> None:
 
 
 def test_columns_of_keys(run: Run) -> None:
-    result = run("list", "c2", "-c", "n,user.stage:STAGE:2,limits.memory,devices:eth0.network:NET:0")
-    assert result.out.splitlines()[1] == "| NAME | STAGE | LIMITS.MEMORY | NET |"
-    assert result.out.splitlines()[3] == "| c2   | te    | 96MiB         | fle |"
+    result = run("list", "c2", "-c", "n,user.stage:STAGE:2,limits.memory,devices:eth0.network:NETW:0")
+    assert result.out.splitlines()[1] == "| NAME | STAGE | LIMITS.MEMORY | NETW |"
+    assert result.out.splitlines()[3] == "| c2   | te    | 96MiB         | flex |"
 
 
 @pytest.mark.parametrize(

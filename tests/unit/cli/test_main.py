@@ -142,7 +142,7 @@ def test_aliases_of_ones_own(run: Run, server: FakeServer) -> None:
 
 
 def test_a_reader_that_leaves_is_no_error(server: FakeServer, settings: Path) -> None:
-    server.say("/1.0/instances", [instance(f"c{number}") for number in range(2000)])
+    server.say("/1.0/instances", [instance(f"c{number}") for number in range(200)])
     line = f"{sys.executable} -m flexd.cli.main list -f yaml | head -n 1"
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(SOURCE), "FLEXD_SOCKET": str(server.socket_path)}
     done = subprocess.run(line, shell=True, env=environment, capture_output=True, text=True)
