@@ -101,6 +101,9 @@ class Kind:
     async def stop(self, context: DeviceContext) -> None:
         """Remove the host side after the container has ended, was unplugged from, or when its start failed."""
 
+    async def sever(self, context: DeviceContext) -> None:
+        """The container is being killed: take away at once what would only delay its end. `stop` comes all the same."""
+
     async def activate(self, context: DeviceContext, container: RunningContainer) -> None:
         """What needs the running container: processes beside it, limits of its cgroup. `stop` takes it back."""
 

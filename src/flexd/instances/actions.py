@@ -204,7 +204,17 @@ class Actions:
         record, _ = self._load(args)
         running: RunningContainer | None = await self._runtime.find(record.storage_name)
         if running is not None:
-            await self._runtime.kill(running)
+            await self.kill(record, running)
+
+    async def kill(self, record: InstanceRecord, container: RunningContainer) -> None:
+        """End a container by force, at once. Its devices are cleaned up after its end, whoever ended it."""
+        severing = asyncio.gather(
+            *(kind.sever(context) for kind, context in self._parts(record)), return_exceptions=True
+        )  # the clean-up says what cannot be removed
+        try:
+            await self._runtime.kill(container)
+        finally:
+            await severing
 
     # --- rename ---
 

@@ -265,7 +265,7 @@ class Lifecycle:
             live.asked = ""
             raise BadRequest(f'Failed to stop instance "{record.name}": it is frozen; unfreeze it, or use force')
         if put.force:
-            await self._runtime.kill(live.container)
+            await self._actions.kill(record, live.container)
         else:
             await self._runtime.shutdown(live.container)
         timeout_s = None if put.timeout <= 0 or put.force else float(put.timeout)

@@ -132,5 +132,9 @@ class BridgedNic(Kind, type="nic", subtype="bridged"):
         await self.host.links.set_master(host_name, bridge)
         await self.host.links.set_up(host_name)
 
+    async def sever(self, context: DeviceContext) -> None:
+        """Both ends of the pair go. With the link still there liblxc's monitor would first move it back to the host."""
+        await self.stop(context)
+
     async def stop(self, context: DeviceContext) -> None:
         await self.host.links.delete(self._value(context, "host_name"))
