@@ -90,6 +90,7 @@ class _Output:
         for message in self.socket.read_messages():
             if isinstance(message, str):
                 self.open = False
+                self.socket.close()  # LXD holds an interactive command's operation open until it sees this
             elif self._fd >= 0:
                 self._write(message)
         if self.socket.closed:

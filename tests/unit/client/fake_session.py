@@ -35,8 +35,10 @@ class FakeSession:
         await self._sockets[name].send_bytes(data)
 
     async def end(self, name: str) -> None:
-        """What LXD sends at the end of a stream."""
+        """What LXD sends at the end of a stream. A terminal's goes both ways: LXD waits until the client closes it."""
         await self._sockets[name].send_str("")
+        while name == "0" and await self.receive(name):
+            pass
 
     async def command(self) -> dict[str, Any]:
         """The next command on the control socket."""
