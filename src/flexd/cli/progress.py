@@ -44,7 +44,7 @@ class OperationProgress:
         """Draw; a percentage that isn't known shows as a moving bar."""
         if self._bar is None:
             self._start()
-        detail = _PERCENT.sub("", text).strip(" :")
+        detail = " ".join(_PERCENT.sub("", text).replace("()", "").replace(":  (", " (").strip(" :").split())
         self._bar.update(self._task, completed=percent or 0, total=None if percent is None else 100, detail=detail)
 
     def _start(self) -> None:
