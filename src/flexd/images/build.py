@@ -19,13 +19,13 @@ from pathlib import Path
 import aiohttp
 import yaml
 
+from flexd.api.architectures import package_architecture
 from flexd.api.errors import BadRequest, FlexdError, NotSupported
 from flexd.api.image import ImagesPostSource
 from flexd.host.contract import Host
 from flexd.images.builders import find_builders
 from flexd.images.builders.recipe import AptSource, Builder, Recipe, Release
 from flexd.images.confine import leashed
-from flexd.images.formats import ARCHITECTURES
 from flexd.images.incoming import Incoming
 from flexd.images.programs import run_chain
 from flexd.images.sources import Fetched
@@ -100,12 +100,6 @@ def plan_build(name: str, architecture: str, host_sources: Mapping[str, str]) ->
 
 def _release(builder: Builder, version: str) -> Release | None:
     return next((release for release in builder.releases if version in (release.version, release.codename)), None)
-
-
-def package_architecture(architecture: str) -> str:
-    """What Debian calls a kernel architecture: `x86_64` -> `amd64`."""
-    aliases = ARCHITECTURES.get(architecture, ())
-    return aliases[0] if aliases else architecture
 
 
 def _host_sources(directory: Path) -> dict[str, str]:

@@ -12,6 +12,7 @@ import msgspec
 import yaml
 from msgspec import Struct
 
+from flexd.api.architectures import canonical_architecture
 from flexd.api.image import ImageMetadata
 from flexd.api.times import ZERO_TIME
 from flexd.images.contract import BadImage
@@ -105,31 +106,6 @@ def read_squashfs_head(head: bytes, size_bytes: int, name: str) -> SquashfsHead:
 
 
 # --- metadata.yaml -----------------------------------------------------------------------------------------------
-
-ARCHITECTURES = {
-    "x86_64": ("amd64",),
-    "i686": ("i386", "i586", "386", "x86"),
-    "aarch64": ("arm64",),
-    "armv7l": ("armhf", "armv7"),
-    "armv6l": ("armel", "arm", "armv6"),
-    "armv8l": (),
-    "ppc64le": ("ppc64el", "powerpc64le"),
-    "ppc64": ("powerpc64",),
-    "ppc": ("powerpc",),
-    "s390x": (),
-    "riscv64": (),
-    "riscv32": (),
-    "mips": ("mipsel",),
-    "mips64": ("mips64el",),
-    "loongarch64": ("loong64",),
-}
-"""Kernel names (uname(2) machine) and what distributions call the same."""
-_CANONICAL = {alias: name for name, aliases in ARCHITECTURES.items() for alias in (name, *aliases)}
-
-
-def canonical_architecture(name: str) -> str | None:
-    """`amd64` -> `x86_64`; None for what no machine is called."""
-    return _CANONICAL.get(name.lower())
 
 
 def architecture_fault(architecture: str, supported: list[str]) -> str | None:

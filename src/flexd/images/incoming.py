@@ -44,6 +44,7 @@ class UploadHeaders(Struct, frozen=True):
     profiles: list[str] | None = None
     properties: dict[str, str] = field(default_factory=dict)
     aliases: list[str] = field(default_factory=list)
+    secret: str = ""
 
 
 def parse_upload_headers(headers: Mapping[str, str]) -> UploadHeaders:
@@ -60,6 +61,7 @@ def parse_upload_headers(headers: Mapping[str, str]) -> UploadHeaders:
         profiles=parse_qs(get("profiles")).get("profile") or None,
         properties=dict(parse_qsl(get("properties"))),
         aliases=parse_qs(get("aliases")).get("alias", []),
+        secret=get("secret"),
     )
 
 
@@ -78,6 +80,12 @@ class Incoming:
     @classmethod
     async def make(cls, below: Path) -> "Incoming":
         return cls(Path(await asyncio.to_thread(tempfile.mkdtemp, prefix=PREFIX, dir=below)))
+
+    async def restart(self) -> None:
+        """Forget what was written, to write it again."""
+        for path in (self.metadata, self.rootfs):
+            await asyncio.to_thread(path.unlink, missing_ok=True)
+        self._hash, self.size_bytes, self.has_rootfs = hashlib.sha256(), 0, False
 
     async def discard(self) -> None:
         await asyncio.to_thread(shutil.rmtree, self.directory, ignore_errors=True)

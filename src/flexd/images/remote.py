@@ -2,90 +2,69 @@
 """Images over HTTP: LXD's `url` source (a page whose headers name an image), a plain link to an image file, and
 the image of another server (pull mode)."""
 
-import hashlib
-import ssl
-import time
+import asyncio
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 import aiohttp
+import msgspec
+from msgspec import Struct
 
-from flexd.api.errors import BadRequest, FlexdError, NotFound
-from flexd.api.image import ImageSource, ImagesPostSource
-from flexd.api.units import format_size
+from flexd.api.errors import BadRequest
+from flexd.api.image import Image, ImageAliasesEntry, ImageSource, ImagesPostSource
+from flexd.api.times import ZERO_TIME
+from flexd.images.contract import ImageNotFound
 from flexd.images.incoming import Incoming, UploadPart, check_fingerprint
-from flexd.images.sources import Fetched
+from flexd.images.meter import Meter
+from flexd.images.sources import Fetched, Offer
+from flexd.images.transfer import (
+    CHUNK_BYTES,
+    DownloadFailed,
+    NotOnServer,
+    Session,
+    Web,
+    check_status,
+    check_url,
+    reason_of,
+)
 from flexd.operations.contract import Progress
 
-# No limit on the whole, which may be gigabytes over a slow line; a server that falls silent is given up.
-_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
-_CHUNK_BYTES = 256 << 10
-
-
-class DownloadFailed(FlexdError):
-    def __init__(self, url: str, reason: object) -> None:
-        super().__init__(f'Failed downloading image from "{url}": {reason}')
-
-
-class _Meter:
-    """Passes chunks on and tells how far they are: `rootfs: 45% (3.20MiB/s)`."""
-
-    def __init__(self, progress: Progress, total_bytes: int | None) -> None:
-        self._progress, self._total_bytes = progress, total_bytes
-        self._begun, self._seen_bytes = time.monotonic(), 0
-
-    async def through(self, what: str, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        async for chunk in chunks:
-            self._seen_bytes += len(chunk)
-            rate = int(self._seen_bytes / max(0.001, time.monotonic() - self._begun))
-            done = (
-                f"{100 * self._seen_bytes // self._total_bytes}%"
-                if self._total_bytes
-                else format_size(self._seen_bytes)
-            )
-            self._progress({"download_progress": f"{what}: {done} ({format_size(rate)}/s)"})
-            yield chunk
-
-
-def _check_url(url: str) -> None:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise BadRequest(f'Invalid image source URL "{url}": expected http:// or https://')
+# An image's record, with all its properties.
+_RECORD_BYTES = 1 << 20
+_FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
 
 class UrlFetch:
     description = "Downloading image"
 
-    def __init__(self, source: ImagesPostSource, architectures: list[str]) -> None:
-        _check_url(source.url)
-        self._url = source.url
+    def __init__(self, web: Web, source: ImagesPostSource, architectures: list[str]) -> None:
+        check_url(source.url)
+        self._web, self._url = web, source.url
         self._headers = {"LXD-Server-Architectures": ", ".join(architectures), "LXD-Server-Version": "5.0.2"}
 
     async def into(self, incoming: Incoming, progress: Progress) -> Fetched:
-        try:
-            async with aiohttp.ClientSession(timeout=_TIMEOUT, headers=self._headers) as session:
-                url, fingerprint = await self._locate(session)
-                async with session.get(url) as answer:
-                    _check_status(answer, url)
-                    incoming.filename = unquote(urlsplit(url).path.rpartition("/")[2])
-                    meter = _Meter(progress, answer.content_length)
-                    await _receive(answer, incoming, meter)
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise DownloadFailed(self._url, error or "timed out") from error
+        async with self._web.session() as session:
+            url, fingerprint = await self._locate(session)
+            incoming.filename = unquote(urlsplit(url).path.rpartition("/")[2])
+            await receive(session, url, {}, incoming, progress)
         check_fingerprint(fingerprint, incoming.fingerprint)
         return Fetched("download_progress")
 
-    async def _locate(self, session: aiohttp.ClientSession) -> tuple[str, str]:
+    async def _locate(self, session: Session) -> tuple[str, str]:
         """(where the image is, its fingerprint or ""). A page that names no image is the image itself."""
-        async with session.head(self._url, allow_redirects=True) as answer:
-            named = _named(answer, "Image-URL")
-            fingerprint = _named(answer, "Image-Hash").lower()
+        try:
+            async with session.open("HEAD", self._url, allow_redirects=True, headers=self._headers) as answer:
+                named = _named(answer, "Image-URL")
+                fingerprint = _named(answer, "Image-Hash").lower()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise DownloadFailed(self._url, reason_of(error)) from error
         if not named:
             return self._url, fingerprint
         if not fingerprint:
             raise BadRequest(f'Invalid image source URL "{self._url}": Missing LXD-Image-Hash header')
-        _check_url(named)
+        check_url(named)
         return named, fingerprint
 
 
@@ -93,27 +72,46 @@ def _named(answer: aiohttp.ClientResponse, header: str) -> str:
     return answer.headers.get(f"LXD-{header}") or answer.headers.get(f"Incus-{header}") or ""
 
 
-def _check_status(answer: aiohttp.ClientResponse, url: str) -> None:
-    if answer.status != 200:
-        raise DownloadFailed(url, f"the server answered {answer.status} {answer.reason}")
+async def receive(session: Session, url: str, query: dict[str, str], incoming: Incoming, progress: Progress) -> None:
+    """An image as servers export it: one file, or two as multipart/form-data, which cannot be taken up in the middle
+    and is asked for again as a whole."""
+    for attempt in range(session.patience.attempts):
+        try:
+            async with session.open("GET", url, params=query, headers={"Accept-Encoding": "identity"}) as answer:
+                check_status(answer, url)
+                meter = Meter(progress, answer.content_length)
+                if answer.content_type != "multipart/form-data":
+                    chunks = session.chunks(url, params=query, first=answer)
+                    await incoming.write_metadata(meter.through("image", chunks))
+                else:
+                    await incoming.write_parts(_parts(aiohttp.MultipartReader.from_response(answer), meter))
+            return
+        except (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError, TimeoutError) as error:
+            if attempt + 1 == session.patience.attempts:
+                raise DownloadFailed(url, f"{reason_of(error)}, {attempt + 1} times") from error
+        except (aiohttp.ClientError, ValueError) as error:
+            raise DownloadFailed(url, reason_of(error)) from error
+        await incoming.restart()
+        await asyncio.sleep(session.patience.pause_s * 2**attempt)
 
 
-async def _receive(answer: aiohttp.ClientResponse, incoming: Incoming, meter: _Meter) -> None:
-    if answer.content_type != "multipart/form-data":
-        await incoming.write_metadata(meter.through("image", answer.content.iter_chunked(_CHUNK_BYTES)))
-        return
-    await incoming.write_parts(_parts(aiohttp.MultipartReader.from_response(answer), meter))
-
-
-async def _parts(reader: Any, meter: _Meter) -> AsyncIterator[UploadPart]:
+async def _parts(reader: Any, meter: Meter) -> AsyncIterator[UploadPart]:
     while (part := await reader.next()) is not None:
         name = part.name or ""
         yield UploadPart(name, part.filename or "", meter.through(name, _chunks(part)))
 
 
 async def _chunks(part: aiohttp.BodyPartReader) -> AsyncIterator[bytes]:
-    while chunk := await part.read_chunk(_CHUNK_BYTES):
-        yield chunk
+    while chunk := await part.read_chunk(CHUNK_BYTES):
+        yield bytes(chunk)
+
+
+class _AliasAnswer(Struct):
+    metadata: ImageAliasesEntry
+
+
+class _ImageAnswer(Struct):
+    metadata: Image
 
 
 class ServerFetch:
@@ -121,59 +119,50 @@ class ServerFetch:
 
     description = "Downloading image"
 
-    def __init__(self, source: ImagesPostSource) -> None:
-        if source.mode not in ("", "pull"):
-            raise BadRequest(f'Invalid image source: mode "{source.mode}" is not supported here (only pull)')
-        if source.protocol not in ("", "lxd", "incus"):
-            raise BadRequest(f'Invalid image source: protocol "{source.protocol}" is not supported here (only lxd)')
-        if not source.server:
-            raise BadRequest("Invalid image source: a server is required; images of this server need no copy")
-        if not (source.fingerprint or source.alias):
-            raise BadRequest("Invalid image source: Must specify one of alias or fingerprint")
-        _check_url(source.server)
-        self._source = source
+    def __init__(self, web: Web, source: ImagesPostSource, architecture: str) -> None:
+        self._web, self._source, self.architecture = web, source, architecture
         self._base = source.server.rstrip("/") + "/1.0/images"
+        self.name = source.fingerprint or source.alias
+        # A secret opens the door once: what was fetched with it has no place to look for newer versions.
+        alias = "" if source.secret else source.alias
+        self.origin = ImageSource(alias, source.certificate, source.image_type, source.protocol or "lxd", source.server)
 
-    async def into(self, incoming: Incoming, progress: Progress) -> Fetched:
-        source = self._source
-        connector = aiohttp.TCPConnector(ssl=_pinned(source.certificate) if source.certificate else True)
+    async def locate(self) -> Offer:
         try:
-            async with aiohttp.ClientSession(timeout=_TIMEOUT, connector=connector) as session:
+            async with self._web.session(self._source.certificate) as session:
                 image = await self._image(session)
-                async with session.get(f"{self._base}/{image['fingerprint']}/export", params=self._query()) as answer:
-                    _check_status(answer, str(answer.url))
-                    meter = _Meter(progress, answer.content_length)
-                    await _receive(answer, incoming, meter)
-        except (aiohttp.ClientError, TimeoutError, KeyError, TypeError) as error:
-            raise DownloadFailed(self._base, error or "timed out") from error
-        check_fingerprint(image["fingerprint"], incoming.fingerprint)
-        incoming.filename = image.get("filename") or incoming.filename
-        used = ImageSource(source.alias, source.certificate, source.image_type, source.protocol or "lxd", source.server)
-        return Fetched("download_progress", update_source=used if source.alias else None)
+        except NotOnServer as error:
+            raise ImageNotFound(f'Image not found on server "{self._source.server}"') from error
+        if image.type not in ("", "container"):
+            raise BadRequest(f'Image "{self.name}" of server "{self._source.server}" is for a {image.type}')
+        expires_at = None if image.expires_at == ZERO_TIME else image.expires_at
+        return Offer(image.fingerprint, self.origin, image.properties, image.filename, expires_at)
 
-    async def _image(self, session: aiohttp.ClientSession) -> dict[str, Any]:
+    async def receive(self, offer: Offer, incoming: Incoming, progress: Progress) -> None:
+        url = f"{self._base}/{offer.fingerprint}/export"
+        async with self._web.session(self._source.certificate) as session:
+            await receive(session, url, self._query(), incoming, progress)
+        check_fingerprint(offer.fingerprint, incoming.fingerprint)
+        incoming.filename = offer.filename or incoming.filename
+
+    async def _image(self, session: Session) -> Image:
         fingerprint = self._source.fingerprint
         if not fingerprint:
             name = quote(self._source.alias, safe="")
-            fingerprint = (await self._get(session, f"{self._base}/aliases/{name}"))["target"]
-        return await self._get(session, f"{self._base}/{fingerprint}")
+            fingerprint = (await self._get(session, f"{self._base}/aliases/{name}", _AliasAnswer)).metadata.target
+        url = f"{self._base}/{quote(fingerprint, safe='')}"
+        image: Image = (await self._get(session, url, _ImageAnswer)).metadata
+        if not _FINGERPRINT.fullmatch(image.fingerprint) or not image.fingerprint.startswith(fingerprint):
+            raise DownloadFailed(url, f'the server names another image: "{image.fingerprint[:80]}"')
+        return image
 
-    async def _get(self, session: aiohttp.ClientSession, url: str) -> dict[str, Any]:
-        async with session.get(url, params=self._query()) as answer:
-            if answer.status == 404:
-                raise NotFound(f'Image not found on server "{self._source.server}"')
-            _check_status(answer, url)
-            found: dict[str, Any] = (await answer.json())["metadata"]
-            return found
+    async def _get(self, session: Session, url: str, kind: type[Any]) -> Any:
+        text, _ = await session.document(url, _RECORD_BYTES, params=self._query())
+        try:
+            return msgspec.json.decode(text, type=kind)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise DownloadFailed(url, f"not an answer of an image server: {error}") from error
 
     def _query(self) -> dict[str, str]:
         query = {"secret": self._source.secret, "project": self._source.project}
         return {name: value for name, value in query.items() if value}
-
-
-def _pinned(certificate: str) -> aiohttp.Fingerprint:
-    """Trust exactly this certificate (PEM), as LXD's clients pass it along, whoever signed it."""
-    try:
-        return aiohttp.Fingerprint(hashlib.sha256(ssl.PEM_cert_to_DER_cert(certificate)).digest())
-    except ValueError as error:
-        raise BadRequest(f"Invalid image source: the certificate is not PEM: {error}") from error

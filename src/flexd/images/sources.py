@@ -1,25 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where an image can come from other than an upload: one row per source type of `POST /1.0/images`."""
 
-from collections.abc import Awaitable, Callable
+from datetime import datetime
 from typing import Protocol
 
 from msgspec import Struct, field
 
+from flexd.api.architectures import canonical_architecture
 from flexd.api.errors import BadRequest
-from flexd.api.image import ImageSource, ImagesPost
+from flexd.api.image import ImageSource, ImagesPostSource
 from flexd.host.contract import Host
 from flexd.images.incoming import Incoming
+from flexd.images.keys import Settings
+from flexd.images.transfer import Web, check_url
 from flexd.operations.contract import Progress
 
 
 class Fetched(Struct):
     """What is known of an image besides its files. `aliases` are taken over from older images. `progress_key`: the
-    metadata key under which its progress was told, and still is while it is checked."""
+    metadata key under which its progress was told, and still is while it is checked. `properties`: in place of those
+    in metadata.yaml. `cached`: nobody asked for the image itself, only for an instance of it."""
 
     progress_key: str
     aliases: list[str] = field(default_factory=list)
     update_source: ImageSource | None = None
+    properties: dict[str, str] = field(default_factory=dict)
+    expires_at: datetime | None = None
+    cached: bool = False
 
 
 class Fetch(Protocol):
@@ -30,39 +37,72 @@ class Fetch(Protocol):
     async def into(self, incoming: Incoming, progress: Progress) -> Fetched: ...
 
 
+class Offer(Struct, frozen=True):
+    """What a server says of an image before it is fetched."""
+
+    fingerprint: str
+    origin: ImageSource
+    properties: dict[str, str] = {}
+    filename: str = ""
+    expires_at: datetime | None = None
+
+
+class RemoteFetch(Protocol):
+    """An image of a server, named by alias or fingerprint. `origin`: where newer versions of it will be; its alias is
+    "" if there will be none."""
+
+    description: str
+    architecture: str
+    name: str
+    origin: ImageSource
+
+    async def locate(self) -> Offer: ...
+    async def receive(self, offer: Offer, incoming: Incoming, progress: Progress) -> None: ...
+
+
 class Sources:
-    def __init__(self, host: Host) -> None:
-        self._host = host
-        self._kinds: dict[str, Callable[[ImagesPost], Awaitable[Fetch]]] = {
-            "url": self._url,
-            "image": self._image,
-            "build": self._build,
-        }
+    """What `POST /1.0/images` and `POST /1.0/instances` name as a source."""
 
-    async def prepare(self, post: ImagesPost) -> Fetch:
+    def __init__(self, host: Host, web: Web, settings: Settings) -> None:
+        from flexd.images.simplestreams import Streams
+
+        self._host, self._web, self._settings = host, web, settings
+        self._streams = Streams(web, host.processes, settings)
+
+    async def prepare(self, source: ImagesPostSource) -> Fetch:
         """Check a request as far as that needs no network; BadRequest says what is wrong."""
-        kind = post.source.type if post.source else ""
-        if kind in ("instance", "container", "virtual-machine", "snapshot"):
-            raise BadRequest(f'Invalid image source: publishing from type "{kind}" is not supported here')
-        prepare = self._kinds.get(kind)
-        if prepare is None:
-            raise BadRequest(f'Invalid image source type "{kind}" (expected one of {", ".join(self._kinds)})')
-        return await prepare(post)
+        if source.type == "url":
+            from flexd.images.remote import UrlFetch
 
-    async def _url(self, post: ImagesPost) -> Fetch:
-        from flexd.images.remote import UrlFetch
+            return UrlFetch(self._web, source, (await self._host.machine.features()).architectures)
+        if source.type == "build":
+            from flexd.images.build import prepare_build
 
-        assert post.source is not None
-        return UrlFetch(post.source, (await self._host.machine.features()).architectures)
+            return await prepare_build(self._host, source)
+        raise BadRequest(f'Invalid image source type "{source.type}" (expected one of url, image, build)')
 
-    async def _image(self, post: ImagesPost) -> Fetch:
-        from flexd.images.remote import ServerFetch
+    async def remote(self, source: ImagesPostSource, architecture: str = "") -> RemoteFetch:
+        """An image of another server; `architecture`: which is meant where several have the name."""
+        if source.mode not in ("", "pull"):
+            raise BadRequest(f'Invalid image source: mode "{source.mode}" is not known (expected one of pull, push)')
+        if not source.server:
+            raise BadRequest("Invalid image source: a server is required; images of this server need no copy")
+        if not (source.fingerprint or source.alias):
+            raise BadRequest("Invalid image source: Must specify one of alias or fingerprint")
+        check_url(source.server)
+        architecture = architecture or await self._default_architecture()
+        if source.protocol == "simplestreams":
+            from flexd.images.simplestreams import StreamFetch
 
-        assert post.source is not None
-        return ServerFetch(post.source)
+            return StreamFetch(self._streams, self._web, source, architecture)
+        if source.protocol in ("", "lxd", "incus", "flexd"):
+            from flexd.images.remote import ServerFetch
 
-    async def _build(self, post: ImagesPost) -> Fetch:
-        from flexd.images.build import prepare_build
+            return ServerFetch(self._web, source, architecture)
+        raise BadRequest(
+            f'Invalid image source: protocol "{source.protocol}" is not known (expected one of lxd, simplestreams)'
+        )
 
-        assert post.source is not None
-        return await prepare_build(self._host, post.source)
+    async def _default_architecture(self) -> str:
+        wanted = canonical_architecture(self._settings("images.default_architecture"))
+        return wanted or (await self._host.machine.features()).architectures[0]

@@ -135,6 +135,11 @@ class Operation:
                 raise
         self._interrupt()
 
+    def end_token(self) -> None:
+        """A token was used, or is too old."""
+        if not self.finished:
+            self._end("Cancelled")
+
     def expect_channel(self, name: str) -> str:
         """Announce a websocket and return the secret that opens it, once. To be called before the 202 answer."""
         secret = secrets.token_hex(32)

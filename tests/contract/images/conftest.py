@@ -9,6 +9,8 @@ import pytest
 
 from flexd.host.linux import LinuxHost
 from flexd.images.images import Images
+from flexd.images.keys import default_settings
+from flexd.images.transfer import Patience
 from flexd.operations.events import Events
 from flexd.operations.journal import Journal
 from flexd.operations.locks import Locks
@@ -16,6 +18,8 @@ from flexd.operations.operations import Operations
 from flexd.store.mirror import StoreMirror
 from flexd.store.sqlite import SqliteStore
 from tests.contract.images.house import House
+
+IMPATIENT = Patience(connect_s=5, silence_s=0.3, attempts=3, reconnects=6, pause_s=0.01)
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="confining programs needs root")
 
@@ -29,6 +33,7 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
     events = Events()
     operations = Operations(events)
     unlinked: list[str] = []
+    settings: dict[str, str] = {}
 
     async def delete_unpacked(fingerprint: str) -> None:
         unlinked.append(fingerprint)
@@ -42,9 +47,11 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
         events=events,
         directory=tmp_path / "images",
         delete_unpacked=delete_unpacked,
+        settings=lambda name: settings.get(name, default_settings(name)),
+        patience=IMPATIENT,
     )
     await images.prepare()
-    yield House(images, journal, events, operations, tmp_path / "images", unlinked)
+    yield House(images, journal, events, operations, tmp_path / "images", unlinked, settings)
     await operations.close()
     await journal.close()
     await mirror.close()

@@ -25,6 +25,7 @@ class House(Struct):
     operations: Operations
     directory: Path
     unlinked: list[str]
+    settings: dict[str, str]
 
     async def upload(self, data: bytes, rootfs: bytes | None = None, headers: UploadHeaders | None = None) -> str:
         """Import a unified image, or with `rootfs` a split one; returns its fingerprint."""

@@ -21,8 +21,8 @@ from flexd.api.image import (
 from flexd.api.times import ZERO_TIME
 from flexd.images.aliases import AliasNotFound
 from flexd.images.contract import ImageNotFound
-from flexd.images.images import AmbiguousFingerprint
 from flexd.images.incoming import UploadHeaders
+from flexd.images.registry import AmbiguousFingerprint
 from flexd.operations.contract import Plan, Step
 from tests.contract.images.house import Failed, House, chunks, ended
 from tests.unit.images.archives import METADATA, entry, metadata_member, rootfs_members, tar, unified
@@ -253,7 +253,7 @@ async def test_crash_in_the_plan_is_finished(house: House, step: int) -> None:
     """All of the image is there when the plan begins, so the next start finishes it."""
     incoming = await house.images._depot.incoming()
     await incoming.write_metadata(chunks(IMAGE))
-    known = await house.images._check(incoming)
+    known = await house.images._intake.check(incoming)
     await house.images._depot.write_known(incoming, known)
     plans: list[Plan] = []
 
@@ -268,7 +268,7 @@ async def test_crash_in_the_plan_is_finished(house: House, step: int) -> None:
     plan = plans[0]
     steps = (Step("images.place", {"incoming": str(incoming.directory), "fingerprint": FINGERPRINT}), plan.steps[1])
     if step:
-        await house.images._place(steps[0].args, lambda _metadata: None)
+        await house.images._intake._place(steps[0].args, lambda _metadata: None)
     await house.journal.run(Plan("repeated after a crash", steps, "finish"))
     await house.images.prepare()
     assert house.files() == [FINGERPRINT, f"{FINGERPRINT}.json"]
@@ -299,13 +299,14 @@ async def test_same_at_once_makes_one(house: House) -> None:
     ("source", "fault"),
     [
         (None, "a source is required"),
-        (ImagesPostSource(type="instance", name="c1"), "is not supported here"),
+        (ImagesPostSource(type="instance", name="c1"), 'type "instance"'),
         (ImagesPostSource(type="strange"), 'type "strange"'),
         (ImagesPostSource(type="url", url="file:///etc/passwd"), "expected http"),
         (ImagesPostSource(type="url"), "expected http"),
         (ImagesPostSource(type="image", fingerprint="a"), "a server is required"),
-        (ImagesPostSource(type="image", server="https://x", protocol="simplestreams", alias="a"), "simplestreams"),
-        (ImagesPostSource(type="image", server="https://x", mode="push", alias="a"), 'mode "push"'),
+        (ImagesPostSource(type="image", server="https://x", protocol="gopher", alias="a"), 'protocol "gopher"'),
+        (ImagesPostSource(type="image", server="https://x", mode="push", alias="a"), "mode push needs the fingerprint"),
+        (ImagesPostSource(type="image", server="https://x", mode="carry", alias="a"), 'mode "carry"'),
         (ImagesPostSource(type="image", server="https://x"), "Must specify one of alias or fingerprint"),
     ],
 )
