@@ -37,12 +37,14 @@ from flexd.instances.instances import Instances
 from flexd.instances.lifecycle import Lifecycle
 from flexd.instances.limiter import Limiter
 from flexd.instances.logs import Logs
+from flexd.instances.metadata import Metadata, MetadataDocuments
 from flexd.instances.ports import PortList
 from flexd.instances.profiles import Profiles
 from flexd.instances.registry import Registry
 from flexd.instances.resolve import Resolver
 from flexd.instances.snapshots import Snapshots
 from flexd.instances.state import States
+from flexd.instances.templates import Templates
 from flexd.network.networks import Networks
 from flexd.operations.events import EventLogHandler, Events
 from flexd.operations.journal import Journal
@@ -128,11 +130,15 @@ class Daemon:
     def _compose_instances(self, terminals: Terminals, locks: Locks, features: Features) -> None:
         """Everything of rank `instances`."""
         registry, runtime, events, operations = self.registry, self.runtime, self.events, self.operations
+        mirror = self._mirror
         self.ports = PortList(registry, self.networks)
         limiter = Limiter(self._host)
         confinement = Confinement(
             host=self._host, directory=self.directory / "security", kernel_architecture=features.kernel_architecture
         )
+        self.metadata_documents = MetadataDocuments(mirror, registry, self.images)
+        self.metadata = Metadata(registry=registry, documents=self.metadata_documents, locks=locks, events=events)
+        templates = Templates(registry=registry, documents=self.metadata_documents, runtime=runtime)
         actions = Actions(
             registry=registry,
             devices=self.devices,
@@ -141,6 +147,7 @@ class Daemon:
             runtime=runtime,
             limiter=limiter,
             confinement=confinement,
+            templates=templates,
             journal=self.journal,
             directory=self.directory / "devices",
         )
@@ -189,6 +196,7 @@ class Daemon:
             resolver=resolver,
             pools=self.pools,
             images=self.images,
+            metadata=self.metadata_documents,
             lifecycle=self.lifecycle,
             journal=self.journal,
             operations=operations,
@@ -270,6 +278,7 @@ class Daemon:
             console=self.console,
             files=self.files,
             logs=self.logs,
+            metadata=self.metadata,
             profiles=self.profiles,
             snapshots=self.snapshots,
             images=self.images,
@@ -290,6 +299,7 @@ class Daemon:
         for failed in await self.journal.recover():
             log.error("could not finish or undo after a crash: %s", failed)
         await self.images.prepare()
+        await self.metadata_documents.sweep()
         gone = await self.lifecycle.adopt()
         await self.ports.announce_all()
         resume = self.lifecycle.resume(gone, host_rebooted=host_rebooted)

@@ -14,10 +14,12 @@ from flexd.devices.devices import Devices
 from flexd.images.images import Images
 from flexd.instances.allocator import current_idmap
 from flexd.instances.confinement import Confinement
+from flexd.instances.firstboot import renamed
 from flexd.instances.limiter import Limiter
 from flexd.instances.record import Attached, DeviceEntries, Expanded, InstanceRecord, device_volatile
 from flexd.instances.registry import Registry
 from flexd.instances.spec import container_spec
+from flexd.instances.templates import Templates
 from flexd.operations.contract import Progress
 from flexd.operations.journal import Journal
 from flexd.runtime.contract import RunningContainer, Runtime
@@ -41,6 +43,7 @@ class Actions:
         runtime: Runtime,
         limiter: Limiter,
         confinement: Confinement,
+        templates: Templates,
         journal: Journal,
         directory: Path,
     ) -> None:
@@ -51,6 +54,7 @@ class Actions:
         self._runtime = runtime
         self._limiter = limiter
         self._confinement = confinement
+        self._templates = templates
         self._directory = directory
         register = journal.register
         register("instances.record", self._record, self._unrecord)
@@ -189,6 +193,7 @@ class Actions:
         limits = await self._limiter.settings(expanded.config)
         confined = await self._confinement.prepare(record, expanded)
         spec = container_spec(record, expanded, rootfs, idmap, parts, limits, confined)
+        await self._templates.apply(record, expanded, rootfs, idmap)
         await self._runtime.start(spec)
 
     async def _activate(self, args: Args, _progress: Progress) -> None:
@@ -237,7 +242,7 @@ class Actions:
         if old is None:
             return  # done before a crash
         new_path = (project, args["new_name"])
-        record = msgspec.structs.replace(old.value, name=args["new_name"])
+        record = msgspec.structs.replace(old.value, name=args["new_name"], config=renamed(old.value.config))
         await instances.txn(
             [instances.delete_op(old.path), instances.put(new_path, record), *self._move_snapshots(old.path, new_path)],
             [instances.unchanged(old.path, old.revision), instances.unchanged(new_path, 0)],

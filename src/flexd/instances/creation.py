@@ -13,6 +13,7 @@ from flexd.images.contract import ImageRecord
 from flexd.images.images import Images
 from flexd.instances.check import root_size_bytes
 from flexd.instances.lifecycle import Lifecycle
+from flexd.instances.metadata import MetadataDocuments
 from flexd.instances.plan import copy_plan, create_plan
 from flexd.instances.record import Config, Expanded, InstanceRecord, SnapshotRecord
 from flexd.instances.registry import Registry
@@ -40,6 +41,7 @@ class Creation:
         resolver: Resolver,
         pools: Pools,
         images: Images,
+        metadata: MetadataDocuments,
         lifecycle: Lifecycle,
         journal: Journal,
         operations: Operations,
@@ -50,6 +52,7 @@ class Creation:
         self._resolver = resolver
         self._pools = pools
         self._images = images
+        self._metadata = metadata
         self._lifecycle = lifecycle
         self._journal = journal
         self._operations = operations
@@ -94,6 +97,7 @@ class Creation:
             description=post.description,
             ephemeral=post.ephemeral,
             kept=_image_config(image) if image else {},
+            metadata=await self._metadata.of_image(image.fingerprint) if image else "",
         )
         record, expanded = await self._resolver.record(project, name, wanted)
         plan = create_plan(
@@ -258,6 +262,8 @@ def _copied(post: InstancesPost, origin: InstanceRecord) -> Wanted:
         description=post.description or origin.description,
         ephemeral=post.ephemeral,
         kept=kept,
+        metadata=origin.metadata,
+        trigger="copy",
     )
 
 

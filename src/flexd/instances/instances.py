@@ -13,6 +13,7 @@ from flexd.devices.devices import Devices
 from flexd.instances.check import new_volatile, settings_faults, without_stale_volatile
 from flexd.instances.creation import Creation
 from flexd.instances.edits import Edit, Edits
+from flexd.instances.firstboot import INSTANCE_ID, edited
 from flexd.instances.lifecycle import Lifecycle
 from flexd.instances.names import check_instance_name
 from flexd.instances.plan import delete_plan, rename_plan
@@ -117,6 +118,7 @@ class Instances:
             )
             await self._check_edit(record, changed, expanded)
             before = self._registry.expand(record)
+            changed = msgspec.structs.replace(changed, config=edited(config, before, expanded))
             await self._edits.apply(f'update instance "{name}"', [Edit(record, changed, before, expanded)])
         await self._lifecycle.rebalance()
         await self._lifecycle.announce_ports(before)
@@ -194,7 +196,7 @@ class Instances:
 
 def _with_daemons_keys(old: Config, new: Config) -> Config:
     """What is the daemon's stays: clients may send no `volatile.*`, or what they read before the last start."""
-    kept = {key: value for key, value in old.items() if key in _DAEMONS_KEYS and key not in new}
+    kept = {key: value for key, value in old.items() if key in (*_DAEMONS_KEYS, INSTANCE_ID) and key not in new}
     power = {key: old[key] for key in ("volatile.last_state.power",) if key in old}
     return new | kept | power
 

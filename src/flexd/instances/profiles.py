@@ -12,10 +12,11 @@ from flexd.devices.devices import Devices
 from flexd.devices.kinds.disk import is_root
 from flexd.instances.check import new_volatile, without_stale_volatile
 from flexd.instances.edits import Edit, Edits, profile_write
+from flexd.instances.firstboot import edited
 from flexd.instances.keys import config_faults
 from flexd.instances.lifecycle import Lifecycle
 from flexd.instances.names import check_profile_name
-from flexd.instances.record import DeviceEntries, InstanceRecord, ProfileRecord, expand
+from flexd.instances.record import DeviceEntries, Expanded, InstanceRecord, ProfileRecord, expand
 from flexd.instances.registry import Registry, profile_url, show_profile
 from flexd.instances.resolve import Resolver
 from flexd.operations.events import Events
@@ -87,12 +88,12 @@ class Profiles:
             found = self._registry.find_profile(project, name)
             self._check(put.config, put.devices)
             self._check_users(project, name, put)
-            users = [user for user in self._registry.users_of_profile(project, name) if self._lifecycle.running(user)]
-            keys = [f"instance/{user.project}/{user.name}" for user in users]
-            await stack.enter_async_context(self._locks.hold_all(keys, "update"))
             changed = msgspec.structs.replace(
                 found.value, description=put.description, config=put.config, devices=put.devices
             )
+            users = [user for user in self._registry.users_of_profile(project, name) if self._concerns(user, changed)]
+            keys = [f"instance/{user.project}/{user.name}" for user in users]
+            await stack.enter_async_context(self._locks.hold_all(keys, "update"))
             edits = [await self._edit(self._registry.instance(user.project, user.name), changed) for user in users]
             title = f'update profile "{name}"'
             await self._edits.apply(title, edits, [profile_write(found.value, changed)])
@@ -102,18 +103,26 @@ class Profiles:
             await self._lifecycle.announce_ports(edit.after)
         self._events.lifecycle("profile-updated", profile_url(project, name), project)
 
-    async def _edit(self, instance: InstanceRecord, changed: ProfileRecord) -> Edit:
-        """What the profile's new settings make of a running instance."""
+    def _concerns(self, instance: InstanceRecord, changed: ProfileRecord) -> bool:
+        """Whether the instance's own document changes too: it runs, or cloud-init is to look at it anew."""
+        before, after = self._registry.expand(instance), self._expand(instance, changed)
+        return self._lifecycle.running(instance) is not None or edited({}, before, after) != {}
+
+    def _expand(self, instance: InstanceRecord, changed: ProfileRecord) -> Expanded:
         profiles = [
             changed if name == changed.name else self._registry.find_profile(instance.project, name).value
             for name in instance.profiles
         ]
-        after = expand(profiles, instance.config, instance.devices)
+        return expand(profiles, instance.config, instance.devices)
+
+    async def _edit(self, instance: InstanceRecord, changed: ProfileRecord) -> Edit:
+        """What the profile's new settings make of an instance."""
+        before, after = self._registry.expand(instance), self._expand(instance, changed)
         config = without_stale_volatile(instance.config, after)
         config |= new_volatile(self._devices, after, config)
-        new = msgspec.structs.replace(instance, config=config)
+        new = msgspec.structs.replace(instance, config=edited(config, before, after))
         await self._resolver.check_host(new, after)
-        return Edit(instance, new, self._registry.expand(instance), after)
+        return Edit(instance, new, before, after)
 
     def _check_users(self, project: str, name: str, put: ProfilePut) -> None:
         """An edit must not take the root disk from an instance, or move it to another pool."""

@@ -40,7 +40,7 @@ class Attached(Struct, frozen=True):
 
 class InstanceRecord(Struct):
     """The document `/instances/PROJECT/NAME`. `config` holds `volatile.*` too; `pool` is the root volume's; `attached`
-    is of the current or last run."""
+    is of the current or last run; `metadata` names what it keeps of its image (`metadata.py`)."""
 
     name: str
     project: str = "default"
@@ -55,6 +55,7 @@ class InstanceRecord(Struct):
     created_at: datetime = ZERO_TIME
     last_used_at: datetime = ZERO_TIME
     attached: dict[str, Attached] = field(default_factory=dict)
+    metadata: str = ""
 
     @property
     def storage_name(self) -> str:

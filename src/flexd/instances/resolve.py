@@ -13,6 +13,7 @@ from flexd.instances.actions import Actions
 from flexd.instances.allocator import IdmapAllocator
 from flexd.instances.check import new_volatile, root_fault, root_size_bytes, settings_faults
 from flexd.instances.confinement import Confinement
+from flexd.instances.firstboot import Trigger, made
 from flexd.instances.limiter import Limiter
 from flexd.instances.names import check_instance_name, make_name
 from flexd.instances.record import Config, DeviceEntries, Expanded, InstanceRecord
@@ -23,7 +24,7 @@ from flexd.storage.pools import Pools
 
 class Wanted(Struct, frozen=True):
     """A new instance in a client's words. `kept` are keys that come from the source, not from the client (image.*,
-    volatile.base_image); they are not checked."""
+    volatile.base_image); they are not checked. `trigger`: which templates of its `metadata` are due at first."""
 
     profiles: Sequence[str]
     config: Config
@@ -32,6 +33,8 @@ class Wanted(Struct, frozen=True):
     description: str = ""
     ephemeral: bool = False
     kept: Config = {}
+    metadata: str = ""
+    trigger: Trigger = "create"
 
 
 class Resolver:
@@ -79,7 +82,7 @@ class Resolver:
         missing = root_fault(expanded)
         raise_faults([missing] if missing else [])
         config |= new_volatile(self._devices, expanded, config)
-        config |= {"volatile.uuid": str(uuid.uuid4()), "volatile.last_state.idmap": "[]"}
+        config |= {"volatile.uuid": str(uuid.uuid4()), "volatile.last_state.idmap": "[]"} | made(wanted.trigger)
         root = expanded.root()
         record = InstanceRecord(
             name=name,
@@ -92,6 +95,7 @@ class Resolver:
             devices=wanted.devices,
             pool=root[1]["pool"] if root else "",
             created_at=now(),
+            metadata=wanted.metadata,
         )
         config |= await self._allocator.choose(expanded.config, record.storage_name)
         expanded = self._registry.expand_with(project, profiles, config, wanted.devices)

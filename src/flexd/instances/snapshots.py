@@ -255,6 +255,7 @@ class Snapshots:
             config=_restored_config(found.value.config, then.config),
             devices=then.devices,
             ephemeral=then.ephemeral,
+            metadata=then.metadata,
             profiles=[p for p in then.profiles if self._registry.profiles.get(args["project"], p) is not None],
         )
         if restored != found.value:

@@ -13,6 +13,7 @@ from flexd.instances.files import Files
 from flexd.instances.instances import Instances
 from flexd.instances.lifecycle import Lifecycle
 from flexd.instances.logs import Logs
+from flexd.instances.metadata import Metadata
 from flexd.instances.profiles import Profiles
 from flexd.instances.snapshots import Snapshots
 from flexd.instances.state import States
@@ -39,6 +40,7 @@ class Services:
     console: Console
     files: Files
     logs: Logs
+    metadata: Metadata
     profiles: Profiles
     snapshots: Snapshots
     images: Images
