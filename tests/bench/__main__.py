@@ -171,10 +171,7 @@ def _set_up(arguments: argparse.Namespace, stack: ExitStack, top: Path) -> tuple
     stack.callback(_clear, flexd)
     flexd.add_pool("overlay", "overlay")
     flexd.add_network("198.18.201.1/24")
-    debian = Image("debian", tuple(arguments.image)) if arguments.image else None
-    if debian is None:
-        _say("building the image debian/12 (once; kept in .bench)")
-        debian = build_debian(flexd.api, Path(".bench/debian-12.image"))
+    debian = Image("debian", tuple(arguments.image)) if arguments.image else _debian(top)
     tiny = tiny_image(top / "tiny.tar")
     servers = [flexd]
     peers = [RestPeer("flexd", flexd, "overlay")]
@@ -196,6 +193,20 @@ def _set_up(arguments: argparse.Namespace, stack: ExitStack, top: Path) -> tuple
     by_hand = ByHand(top / "hand", unpack(debian, top / "image"))
     stack.callback(by_hand.close)
     return peers, [by_hand]
+
+
+def _debian(top: Path) -> Image:
+    """Built once, by a flexd that reaches Debian's mirrors, and kept for the next run."""
+    target = Path(".bench/debian-12")
+    if not target.exists():
+        _say(f"building the image debian/12 (kept as {target})")
+        place = Place(top / "build", online=True)
+        try:
+            build_debian(start_flexd(place).api, target)
+        finally:
+            place.close()
+            remove_flexd_cgroups(place.directory)
+    return Image("debian", (target / "metadata", target / "rootfs"))
 
 
 def _set_up_lxd(stack: ExitStack, top: Path) -> Server:

@@ -4,9 +4,11 @@
 import io
 import json
 import os
+import re
 import subprocess
 import tarfile
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,16 +49,25 @@ def _multipart(metadata: Path, rootfs: Path) -> tuple[bytes, str]:
     return body.getvalue(), f"multipart/form-data; boundary={boundary}"
 
 
-def build_debian(api: Api, target: Path) -> Image:
-    """Debian 12 as `flexc image build` makes it, kept as a file for the other peers and the next run."""
-    if not target.exists():
-        fingerprint = api.call("POST", "/1.0/images", {"source": {"type": "build", "name": "debian/12"}})["fingerprint"]
-        partial = target.with_suffix(".partial")
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(api.raw("GET", f"/1.0/images/{fingerprint}/export"))
-        api.call("DELETE", f"/1.0/images/{fingerprint}")
-        partial.rename(target)
-    return Image("debian", (target,))
+def build_debian(api: Api, directory: Path) -> None:
+    """Debian 12 as `flexc image build` makes it, in files: `metadata` and `rootfs`."""
+    fingerprint = api.call("POST", "/1.0/images", {"source": {"type": "build", "name": "debian/12"}})["fingerprint"]
+    body = api.raw("GET", f"/1.0/images/{fingerprint}/export")
+    partial = directory.with_suffix(".partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    for name, data in _parts(body):
+        (partial / name).write_bytes(data)
+    partial.rename(directory)
+
+
+def _parts(body: bytes) -> Iterator[tuple[str, bytes]]:
+    """Name and content of each part of a multipart body (RFC 2046), as a split image is exported."""
+    boundary = body[: body.index(b"\r\n")]
+    for part in body.split(b"\r\n" + boundary):
+        header, separator, data = part.removeprefix(boundary).partition(b"\r\n\r\n")
+        name = re.search(rb'\bname="?([a-z]+)', header)
+        if separator and name:
+            yield name[1].decode(), data
 
 
 def tiny_image(target: Path) -> Image | None:

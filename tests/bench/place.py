@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 # A mount namespace in which /sys shows the new network namespace, but still holds the host's cgroups.
-_SETUP = """
-set -e
+_ISOLATE = """
 ip link set lo up
 mkdir -p "$0/cgroup"
 mount --rbind /sys/fs/cgroup "$0/cgroup"
@@ -20,6 +19,8 @@ mount -t sysfs sysfs /sys
 mount --rbind "$0/cgroup" /sys/fs/cgroup
 umount -l "$0/cgroup"
 rmdir "$0/cgroup"
+"""
+_WAIT = """
 : >"$0/ready"
 exec sleep infinity
 """
@@ -27,12 +28,14 @@ _GONE_TIMEOUT_S = 30.0
 
 
 class Place:
-    """A directory and the namespaces around it; `run` and `spawn` work inside them."""
+    """A directory and the namespaces around it; `run` and `spawn` work inside them. `online`: on the host's network."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, online: bool = False) -> None:
         self.directory = directory
         directory.mkdir(mode=0o711)
-        argv = ["unshare", "--mount", "--net", "--propagation", "private", "sh", "-c", _SETUP, str(directory)]
+        namespaces = ["--mount"] if online else ["--mount", "--net"]
+        script = "set -e" + ("" if online else _ISOLATE) + _WAIT
+        argv = ["unshare", *namespaces, "--propagation", "private", "sh", "-c", script, str(directory)]
         self._anchor = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
         deadline = time.monotonic() + 10
         while not (directory / "ready").exists():
