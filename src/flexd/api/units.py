@@ -15,6 +15,12 @@ _BYTE_UNITS = {
     "kiB": 1024,
     "KB": 1000,
 }
+_BIT_UNITS = {
+    "": 1,
+    "bit": 1,
+    **{prefix + "bit": 1000**power for power, prefix in enumerate(("k", "M", "G", "T", "P", "E"), start=1)},
+    **{prefix + "ibit": 1024**power for power, prefix in enumerate(("K", "M", "G", "T", "P", "E"), start=1)},
+}
 _SIZE = re.compile(r"([0-9]+)\s*([A-Za-z]*)")
 _TRUE = frozenset({"true", "1", "yes", "on"})
 _FALSE = frozenset({"false", "0", "no", "off", ""})
@@ -28,6 +34,18 @@ def parse_size(text: str) -> int:
     if match is None or match[2] not in _BYTE_UNITS:
         raise BadRequest(f'Invalid size "{text}": expected a number and one of B, kB, MB, GB, TB, KiB, MiB, GiB, TiB')
     return int(match[1]) * int(_BYTE_UNITS[match[2]])
+
+
+def parse_bits(text: str) -> int:
+    """Bits (per second) of `100Mbit`, `1Gibit`, `5000`; empty means 0 (no limit)."""
+    if not text:
+        return 0
+    match = _SIZE.fullmatch(text.strip())
+    if match is None or match[2] not in _BIT_UNITS:
+        raise BadRequest(
+            f'Invalid rate "{text}": expected a number and one of bit, kbit, Mbit, Gbit, Kibit, Mibit, Gibit'
+        )
+    return int(match[1]) * int(_BIT_UNITS[match[2]])
 
 
 def parse_bool(text: str) -> bool:

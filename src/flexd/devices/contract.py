@@ -61,8 +61,9 @@ class Kind:
     UPDATABLE: ClassVar[frozenset[str]] = frozenset()  # keys that `update` changes in place while it runs
     registered: ClassVar[dict[tuple[str, str], "type[Kind]"]] = {}
 
-    def __init_subclass__(cls, *, type: str, subtype: str = "") -> None:
-        Kind.registered[type, subtype] = cls
+    def __init_subclass__(cls, *, type: str = "", subtype: str = "") -> None:
+        if type:  # without one: a base that several kinds share
+            Kind.registered[type, subtype] = cls
 
     def __init__(self, parts: Parts) -> None:
         self.host, self.pools, self.networks = parts.host, parts.pools, parts.networks
@@ -71,7 +72,7 @@ class Kind:
 
     def faults(self, device: str, config: Mapping[str, str]) -> list[Fault]:
         """What is wrong with the entry itself, without looking at the host."""
-        given = {key: value for key, value in config.items() if key != "type"}
+        given = {key: value for key, value in config.items() if key != "type" and not key.startswith("user.")}
         return check_config(given, self.KEYS, f"devices.{device}")
 
     async def host_faults(self, context: DeviceContext) -> list[Fault]:
@@ -116,12 +117,32 @@ class Kind:
         for nic in config.nics:
             if await self.host.links.get(nic.link) is not None:
                 await self.host.links.move(nic.link, network_namespace(container), nic.name)
+            await self._configure_inside(nic, container)
         for rule in config.rules if not context.idmap else ():
             await self.runtime.allow_device(container, rule)
         for mount in config.mounts:
             await self.runtime.remove_mount(container, mount)  # of a try that was cut short
             await self.runtime.add_mount(container, mount)
         await self.activate(context, container)
+
+    async def _configure_inside(self, nic: NicSpec, container: RunningContainer) -> None:
+        """Static addresses, which liblxc gives at a start; an interface without stays down until the guest wants it."""
+        if not nic.addresses:
+            return
+        lines = [f"address replace {address} dev {nic.name} nodad" for address in nic.addresses if ":" in address]
+        lines += [f"address replace {address} dev {nic.name}" for address in nic.addresses if ":" not in address]
+        lines.append(f"link set dev {nic.name} up")
+        for gateway in nic.gateways:
+            everything = "::/0" if ":" in gateway else "0.0.0.0/0"
+            lines += [
+                f"route replace {gateway} dev {nic.name}",
+                f"route append {everything} via {gateway} dev {nic.name}",
+            ]
+        lines += [
+            f"route append {'::/0' if family == 'ipv6' else '0.0.0.0/0'} dev {nic.name}" for family in nic.on_link
+        ]
+        enter = ["nsenter", f"--net={network_namespace(container)}", "--", "ip", "-batch", "-"]
+        await self.host.processes.run(enter, stdin=("\n".join(lines) + "\n").encode())
 
     async def unplug(self, context: DeviceContext, container: RunningContainer) -> None:
         """Take it out of a running container; the host side stays until `stop`."""

@@ -33,6 +33,9 @@ class LinuxLinks:
     async def get(self, name: str) -> Link | None:
         return await self._threads.run(_read_link, name)
 
+    async def virtual_functions(self, name: str) -> dict[int, str]:
+        return await self._threads.run(_read_virtual_functions, Path("/sys/class/net") / name / "device")
+
     async def routes(self) -> list[Route]:
         return await self._threads.run(_read_routes)
 
@@ -234,6 +237,15 @@ def _read_routes() -> list[Route]:
                 parsed = netlink.parse_route(payload)
                 routes += [Route(where, names.get(index, ""), gateway) for where, index, gateway in parsed]
     return routes
+
+
+def _read_virtual_functions(card: Path) -> dict[int, str]:
+    """virtfnN links to the function, whose net/ holds its interface (Documentation/ABI/testing/sysfs-bus-pci)."""
+    found = {}
+    for function in card.glob("virtfn*"):
+        links = sorted((function / "net").glob("*"))
+        found[int(function.name.removeprefix("virtfn"))] = links[0].name if links else ""
+    return found
 
 
 def _read_neighbours(name: str) -> list[tuple[str, str]]:

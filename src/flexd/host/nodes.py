@@ -41,6 +41,9 @@ class LinuxNodes:
     async def of_usb(self, vendor: str, product: str) -> dict[str, Node]:
         return await self._threads.run(_of_usb, self._sysfs, vendor, product)
 
+    async def has_class(self, name: str) -> bool:
+        return await self._threads.run((self._sysfs / "class" / name).is_dir)
+
     def watch(self) -> "Watch":
         return Watch()
 

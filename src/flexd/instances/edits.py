@@ -83,7 +83,9 @@ class Edits:
                     undo.push(self._limiter.apply, container, edit.after.config, edit.before.config)
                     found = await self._changes(edit)
                     steps += change_steps(edit.old, found)
-                    new = msgspec.structs.replace(new, attached=_attached_after(edit.old, found, edit.after))
+                    new = msgspec.structs.replace(
+                        new, config=_noted(new, found), attached=_attached_after(edit.old, found, edit.after)
+                    )
                 steps += _resizing(edit)
                 if new != edit.old:
                     writes.append(_write_of(edit.old, new))
@@ -99,16 +101,17 @@ class Edits:
             if known is not None and known.entry == entry:
                 continue
             in_place = known is not None and self._devices.updates_in_place(known.entry, entry)
-            volatile = known.volatile if known is not None and in_place else await self._volatile(edit, name)
+            before = known.volatile if known is not None and in_place else device_volatile(edit.new.config, name)
+            volatile = before | await self._readings(edit, name)
             changes.append(DeviceChange(name, known, Attached(entry, volatile), in_place))
         return changes
 
-    async def _volatile(self, edit: Edit, device: str) -> dict[str, str]:
+    async def _readings(self, edit: Edit, device: str) -> dict[str, str]:
+        """What the device must remember of the host as it is now."""
         kind = self._devices.kind(edit.after.devices[device])
-        volatile = device_volatile(edit.new.config, device)
         if kind is None:
-            return volatile
-        return volatile | await kind.volatile_at_start(self._actions.context(edit.new, edit.after, device))
+            return {}
+        return await kind.volatile_at_start(self._actions.context(edit.new, edit.after, device))
 
     # --- steps -------------------------------------------------------------------------------------------------------
 
@@ -236,3 +239,12 @@ def _attached_after(old: InstanceRecord, changes: Sequence[DeviceChange], after:
     changed = {change.device: change.new for change in changes}
     all_of = {name: changed.get(name, old.attached.get(name)) for name in after.devices}
     return {name: attached for name, attached in all_of.items() if attached is not None}
+
+
+def _noted(new: InstanceRecord, changes: Sequence[DeviceChange]) -> dict[str, str]:
+    """The configuration with what changed devices must remember."""
+    config = dict(new.config)
+    for change in changes:
+        values = change.new.volatile if change.new is not None else {}
+        config |= {f"volatile.{change.device}.{key}": value for key, value in values.items()}
+    return config

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the networks must know of instances: names, hardware addresses and fixed addresses of their NICs."""
 
+from collections.abc import Mapping
+
+from flexd.api.units import is_true
 from flexd.instances.record import Expanded, InstanceRecord, device_volatile
 from flexd.instances.registry import Registry, profile_url
 from flexd.network.contract import Port
@@ -35,8 +38,8 @@ class PortList:
                     project=record.project,
                     device=device,
                     hwaddr=entry.get("hwaddr") or volatile.get("hwaddr", ""),
-                    ipv4_address=entry.get("ipv4.address", ""),
-                    ipv6_address=entry.get("ipv6.address", ""),
+                    ipv4_address=_fixed(entry, volatile, "ipv4"),
+                    ipv6_address=_fixed(entry, volatile, "ipv6"),
                 )
             )
         return ports
@@ -66,3 +69,12 @@ class PortList:
             if any(network in (entry.get("network"), entry.get("parent")) for entry in entries):
                 users.append(profile_url(document.value.project, document.value.name))
         return users
+
+
+def _fixed(entry: Mapping[str, str], volatile: Mapping[str, str], family: str) -> str:
+    """The configured address, or the one that was chosen for an interface that may use no other."""
+    configured = entry.get(f"{family}.address", "")
+    if configured:
+        return "" if configured == "none" else configured
+    chosen = volatile.get("last_state.ip_addresses", "") if is_true(entry.get(f"security.{family}_filtering")) else ""
+    return next((each for each in chosen.split(",") if each and (":" in each) == (family == "ipv6")), "")

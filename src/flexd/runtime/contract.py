@@ -33,6 +33,7 @@ class NicSpec(Struct, frozen=True):
     mtu: int = 0
     addresses: tuple[str, ...] = ()  # CIDR, given by liblxc before init runs
     gateways: tuple[str, ...] = ()
+    on_link: tuple[str, ...] = ()  # families ("ipv4", "ipv6") whose default route is the link itself
 
 
 class MountSpec(Struct, frozen=True):

@@ -225,6 +225,8 @@ def _network(spec: ContainerSpec) -> Iterator[Line]:
             yield f"lxc.net.{number}.hwaddr", nic.hwaddr
         if nic.mtu:
             yield f"lxc.net.{number}.mtu", str(nic.mtu)
+        for family in nic.on_link:
+            yield f"lxc.net.{number}.{family}.gateway", "dev"
         for key, values in (("address", nic.addresses), ("gateway", nic.gateways)):
             for value in values:
                 yield f"lxc.net.{number}.{'ipv6' if ':' in value else 'ipv4'}.{key}", value

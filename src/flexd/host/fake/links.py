@@ -32,6 +32,7 @@ class FakeLinks:
     def __init__(self, recorder: Recorder) -> None:
         self.by_name: dict[str, Link] = {"lo": _LOOPBACK}
         self.inside_of: dict[int, list[Link]] = {}  # by pid: what `inside` tells
+        self.functions_of: dict[str, dict[int, str]] = {}  # SR-IOV: by card
         self.more_routes: list[Route] = []  # beside those of the links' own addresses
         self.neighbours_of: dict[str, list[tuple[str, str]]] = {}
         self.sysctls: dict[tuple[str, str, str], str] = {}
@@ -59,6 +60,12 @@ class FakeLinks:
     async def get(self, name: str) -> Link | None:
         self._recorder.note_reading("links.get", name)
         return self.by_name.get(name)
+
+    async def virtual_functions(self, name: str) -> dict[int, str]:
+        self._recorder.note_reading("links.virtual_functions", name)
+        return {
+            number: link if link in self.by_name else "" for number, link in self.functions_of.get(name, {}).items()
+        }
 
     async def routes(self) -> list[Route]:
         self._recorder.note_reading("links.routes")

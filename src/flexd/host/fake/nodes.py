@@ -15,6 +15,7 @@ class FakeNodes:
         self.by_path: dict[Path, Node] = {}
         self.usb: dict[tuple[str, str], dict[str, Node]] = {}  # (vendor, product) -> nodes
         self.disk: str | None = "8:0"  # what `disk_of` tells
+        self.classes: set[str] = set()
         self.watches: list[FakeWatch] = []
         self._recorder = recorder
         self._threads = threads
@@ -44,6 +45,10 @@ class FakeNodes:
         self._recorder.note_reading("nodes.of_usb", vendor, product)
         keys = [key for key in self.usb if key[0] == vendor and product in ("", key[1])]
         return {path: node for key in keys for path, node in self.usb[key].items()}
+
+    async def has_class(self, name: str) -> bool:
+        self._recorder.note_reading("nodes.has_class", name)
+        return name in self.classes
 
     def watch(self) -> "FakeWatch":
         self.watches.append(FakeWatch(self))

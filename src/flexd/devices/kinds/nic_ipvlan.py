@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Device kind `nic`, type `ipvlan`: static addresses on an interface of the host, with that one's MAC address."""
+
+from collections.abc import Mapping
+
+from flexd.api.errors import Fault
+from flexd.api.keys import Key
+from flexd.devices import nics
+from flexd.devices.contract import DeviceContext, RunConfig
+from flexd.devices.nics import Nic, ips_fault, split, value_of
+from flexd.runtime.contract import NicSpec
+
+
+class IpvlanNic(Nic, type="nic", subtype="ipvlan"):
+    """Modes l3s (the parent routes) and l2."""
+
+    PREFIX = "ipv"
+    KEYS = (
+        Key("nictype", description="`ipvlan`", choices=("ipvlan",), required=True),
+        Key("parent", description="Interface of the host", check=nics.interface_fault, required=True),
+        Key("mode", default="l3s", choices=("l3s", "l2"), description="ipvlan mode"),
+        nics.NAME,
+        nics.MTU,
+        nics.VLAN,
+        nics.GVRP,
+        Key("ipv4.address", description="Static addresses", check=lambda value: ips_fault(4, value)),
+        Key("ipv4.gateway", default="auto", description="`auto` or `none`; in mode l2 an address"),
+        Key("ipv6.address", description="Static addresses", check=lambda value: ips_fault(6, value)),
+        Key("ipv6.gateway", default="auto", description="`auto` or `none`; in mode l2 an address"),
+    )
+
+    def new_volatile(self, device: str, config: Mapping[str, str], known: Mapping[str, str]) -> dict[str, str]:
+        new = super().new_volatile(device, config, known)
+        return {key: value for key, value in new.items() if key != "hwaddr"}
+
+    async def host_faults(self, context: DeviceContext) -> list[Fault]:
+        fault = await self.probes.link_fault("CONFIG_IPVLAN", "ipvlan")
+        missing = [Fault(f"devices.{context.device}.nictype", fault)] if fault else []
+        return [*missing, *await self.parent_faults(context), *await self.vlan_faults(context)]
+
+    async def run_config(self, context: DeviceContext) -> RunConfig:
+        config, layer2 = context.config, context.config.get("mode") == "l2"
+        addresses: list[str] = []
+        gateways: list[str] = []
+        on_link: list[str] = []  # in mode l3s the parent's side routes all
+        for family, full in (("ipv4", 32), ("ipv6", 128)):
+            own = split(config.get(f"{family}.address"))
+            addresses += [f"{each}/{full}" for each in own]
+            gateway = config.get(f"{family}.gateway") or "auto"
+            if own and gateway == "auto" and not layer2:
+                on_link.append(family)
+            elif own and gateway not in ("auto", "none"):
+                gateways.append(gateway)
+        spec = NicSpec(
+            self.inner_link(context),
+            value_of(context, "name"),
+            addresses=tuple(addresses),
+            gateways=tuple(gateways),
+            on_link=tuple(on_link),
+        )
+        return RunConfig(nics=(spec,))
+
+    async def start(self, context: DeviceContext) -> None:
+        await self.make_vlan(context)
+        name, config = self.inner_link(context), context.config
+        await self.host.links.delete(name)
+        words = ["link", "add", "link", self.parent(context), "name", name, "type", "ipvlan"]
+        await self.host.processes.run(["ip", *words, "mode", config.get("mode") or "l3s"])
+        if config.get("mtu"):
+            await self.host.links.set_mtu(name, int(config["mtu"]))
+
+    async def stop(self, context: DeviceContext) -> None:
+        await self.host.links.delete(self.inner_link(context))
