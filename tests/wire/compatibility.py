@@ -17,8 +17,8 @@ def page() -> str:
     return (
         "# LXD's API extensions\n\n"
         f"Of the {len(lxd)} that LXD 5.0.2 names, flexd has {yes} whole. A name is in `api_extensions` only when all "
-        "of it works; clients\nrefuse by themselves what is missing. Made by `python -m tests.wire.compatibility`; do not "
-        "edit by hand.\n\n"
+        "of it works; clients\nrefuse by themselves what is missing. Made by `python -m tests.wire.compatibility`; do "
+        "not edit by hand.\n\n"
         f"Later ones and flexd's own: {', '.join(f'`{name}`' for name in own) or 'none'}.\n\n"
         "| extension | here |\n|---|---|\n" + "\n".join(rows) + "\n"
     )

@@ -80,6 +80,22 @@ async def test_copying_what_is_not_there(host: Host, place: Path) -> None:
         await host.files.copy_tree(place / "absent", place / "target")
 
 
+async def test_refreshing_a_tree(host: Host, place: Path) -> None:
+    """Also what changed within one second and kept its size, and what is gone."""
+    source, target = place / "source", place / "target"
+    source.mkdir()
+    (source / "file").write_text("one")
+    (source / "gone").write_text("x")
+    os.utime(source / "file", ns=(10**18 + 1, 10**18 + 1))
+    await host.files.copy_tree(source, target)
+    (source / "file").write_text("two")
+    os.utime(source / "file", ns=(10**18 + 2, 10**18 + 2))
+    (source / "gone").unlink()
+    await host.files.refresh_tree(source, target)
+    assert (target / "file").read_text() == "two"
+    assert not (target / "gone").exists()
+
+
 async def test_measures(host: Host, place: Path) -> None:
     (place / "file").write_bytes(os.urandom(100_000))
     assert 100_000 <= await host.files.disk_usage(place) < 200_000

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every call that a driver makes to the host fails once: nothing half-made stays, and a second try succeeds."""
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -53,6 +54,47 @@ async def use_and_delete_image(driver: Driver) -> None:
     await driver.delete_image("f00")
 
 
+async def create_and_snapshot(driver: Driver) -> None:
+    await create_and_write(driver, "one")
+    await driver.create_snapshot("container", "c1", "snap0")
+
+
+async def create_and_write(driver: Driver, text: str) -> None:
+    root = await create_and_get(driver)
+    await asyncio.to_thread((root / text).write_text, text)
+    await driver.unmount_volume("container", "c1")
+
+
+async def create_and_get(driver: Driver) -> Path:
+    await create(driver)
+    return await driver.mount_volume("container", "c1", IDMAP)
+
+
+async def snapshot_and_write(driver: Driver) -> None:
+    await create_and_snapshot(driver)
+    await create_and_write(driver, "two")
+
+
+async def two_snapshots(driver: Driver) -> None:
+    await snapshot_and_write(driver)
+    await driver.create_snapshot("container", "c1", "snap1")
+
+
+async def two_volumes(driver: Driver) -> None:
+    await create_and_snapshot(driver)
+    await driver.create_from_image("container", "c2", "f00", make_unpack(), size_bytes=SIZE_BYTES)
+
+
+async def custom_snapshot(driver: Driver) -> None:
+    await driver.create_volume("custom", "data", size_bytes=SIZE_BYTES)
+    await driver.create_snapshot("custom", "data", "snap0")
+
+
+async def look(driver: Driver) -> None:
+    async with driver.view("container", "c1", IdMap()) as root:
+        assert await asyncio.to_thread((root / "one").exists)
+
+
 SCENARIOS = {
     "create from a new image": Scenario(nothing, create),
     "create from a known image": Scenario(image_only, create),
@@ -71,6 +113,51 @@ SCENARIOS = {
     "delete": Scenario(create_and_mount, lambda driver: driver.delete_volume("container", "c1")),
     "delete image": Scenario(image_only, lambda driver: driver.delete_image("f00")),
     "delete the last volume": Scenario(use_and_delete_image, lambda driver: driver.delete_volume("container", "c1")),
+    "snapshot": Scenario(
+        lambda driver: create_and_write(driver, "one"),
+        lambda driver: driver.create_snapshot("container", "c1", "snap0"),
+    ),
+    "live snapshot": Scenario(
+        create_and_mount, lambda driver: driver.create_snapshot("container", "c1", "snap0", live=True)
+    ),
+    "snapshot custom": Scenario(
+        lambda driver: driver.create_volume("custom", "data", size_bytes=SIZE_BYTES),
+        lambda driver: driver.create_snapshot("custom", "data", "snap0"),
+    ),
+    "snapshot again": Scenario(snapshot_and_write, lambda driver: driver.create_snapshot("container", "c1", "snap1")),
+    "delete snapshot": Scenario(create_and_snapshot, lambda driver: driver.delete_snapshot("container", "c1", "snap0")),
+    "delete the older snapshot": Scenario(
+        two_snapshots, lambda driver: driver.delete_snapshot("container", "c1", "snap0")
+    ),
+    "rename snapshot": Scenario(
+        create_and_snapshot, lambda driver: driver.rename_snapshot("container", "c1", "snap0", "snap1")
+    ),
+    "restore": Scenario(snapshot_and_write, lambda driver: driver.restore_snapshot("container", "c1", "snap0")),
+    "restore custom": Scenario(custom_snapshot, lambda driver: driver.restore_snapshot("custom", "data", "snap0")),
+    "mount snapshot": Scenario(
+        create_and_snapshot, lambda driver: driver.mount_snapshot("container", "c1", "snap0", IDMAP)
+    ),
+    "copy": Scenario(
+        snapshot_and_write, lambda driver: driver.copy_volume("container", "c1", "c2", size_bytes=SIZE_BYTES)
+    ),
+    "copy a snapshot": Scenario(
+        snapshot_and_write,
+        lambda driver: driver.copy_volume("container", "c1", "c2", snapshot="snap0", size_bytes=SIZE_BYTES),
+    ),
+    "take a snapshot along": Scenario(
+        two_volumes, lambda driver: driver.copy_snapshot("container", "c1", "snap0", "c2")
+    ),
+    "create from a tree": Scenario(
+        nothing,
+        lambda driver: driver.create_from_tree("container", "c1", make_unpack(), size_bytes=SIZE_BYTES),
+    ),
+    "replace": Scenario(two_volumes, lambda driver: driver.replace_content("container", "c2", "c1")),
+    "refresh": Scenario(
+        two_volumes,
+        lambda driver: driver.refresh_volume("container", "c2", lambda idmap: driver.view("container", "c1", idmap)),
+    ),
+    "look": Scenario(lambda driver: create_and_write(driver, "one"), look),
+    "delete with snapshots": Scenario(two_snapshots, lambda driver: driver.delete_volume("container", "c1")),
 }
 
 
@@ -105,6 +192,14 @@ async def places(driver_name: str, tmp_path: Path) -> AsyncIterator[Place]:
 
 def picture(path: Path) -> list[str]:
     """Every directory and link of a pool down to what a volume consists of, with what the links say."""
+    found = _picture(path)
+    # Frozen content has random names: it is called by what it holds.
+    for number, name in enumerate(sorted(os.listdir(path / "frozen"), key=lambda n: _picture(path / "frozen" / n))):
+        found = [line.replace(name, f"frozen{number}") for line in found]
+    return sorted(found)
+
+
+def _picture(path: Path) -> list[str]:
     found = []
     for top, folders, files in os.walk(path):
         for name in (*folders, *files):
@@ -134,7 +229,8 @@ async def count_calls(places: Place, scenario: Scenario) -> tuple[list[tuple[str
 async def test_every_call_fails_once(places: Place, name: str) -> None:
     scenario = SCENARIOS[name]
     calls, wanted = await count_calls(places, scenario)
-    assert calls or places.name == "dir"  # which has no images to delete
+    # The dir driver has no images to delete, and taking a snapshot along is a link.
+    assert calls or places.name == "dir" or name == "take a snapshot along"
     for method, skipped in calls:
         host, driver, path = await places.pool()
         await scenario.before(driver)

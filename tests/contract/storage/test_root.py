@@ -2,18 +2,22 @@
 """What only a real kernel shows: ids through the mounts, who may reach a container's root, quotas."""
 
 import asyncio
+import contextlib
 import os
+import stat
+import struct
 import subprocess
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from flexd.api.errors import BadRequest
 from flexd.api.idmap import IdMap
-from flexd.host.contract import Host
+from flexd.host.contract import CommandFailed, Host
 from flexd.storage import drivers
-from flexd.storage.contract import Driver
+from flexd.storage.contract import Driver, PoolUnavailable
+from flexd.storage.drivers.btrfs import BtrfsDriver
 from tests.contract.storage.places import IDMAP, MakeDriver, make_unpack
 
 OTHER = IdMap.single(2000000, 65536)
@@ -153,6 +157,224 @@ async def test_a_rewrite_that_a_crash_cut_short(volume: Driver, path: Path, move
     root = await volume.mount_volume("container", "c1", OTHER)
     assert (root / "etc" / "motd").read_text() == "kept\n"
     assert sorted(os.listdir(here)) == ["layer", "rootfs"]
+
+
+# --- snapshots under other id maps ------------------------------------------------------------------------------------
+
+# linux/capability.h: VFS_CAP_REVISION_3 | EFFECTIVE, then cap_net_raw, and whose root it is about.
+CAPABILITY = struct.pack("<IIIIII", 0x03000001, 1 << 13, 0, 0, 0, 1000000)
+
+
+def container_writes(root: Path) -> None:
+    """What a container under IDMAP leaves: its users' files, ACLs, capabilities, special files."""
+    assert can(1000000, "sh", "-ec", f"cd {root}; mkdir srv; touch srv/user; mkfifo srv/pipe; ln -s user srv/link")
+    os.chown(root / "srv" / "user", 1001000, 1001001)
+    assert can(1000000, "sh", "-ec", f"cd {root}; touch srv/program; chmod 755 srv/program; mv etc config")
+    if os.stat(root).st_dev == os.stat(root / "srv").st_dev:
+        with contextlib.suppress(PermissionError):
+            os.setxattr(root / "srv" / "program", "security.capability", CAPABILITY)
+            os.setxattr(root / "srv", "user.note", b"kept")
+
+
+def looks_right(root: Path, idmap: IdMap) -> None:
+    host_root = idmap.host_uid(0)
+    assert owner(root) == owner(root / "srv") == (host_root, idmap.host_gid(0))
+    assert owner(root / "srv" / "user") == (idmap.host_uid(1000), idmap.host_gid(1001))
+    assert stat.S_ISFIFO((root / "srv" / "pipe").lstat().st_mode)
+    assert os.readlink(root / "srv" / "link") == "user"
+    assert (root / "config" / "hostname").read_text() == "image\n"
+    assert not (root / "etc").exists()
+    names = os.listxattr(root / "srv" / "program")
+    if "security.capability" in names:
+        value = os.getxattr(root / "srv" / "program", "security.capability")
+        # For the host's own root the kernel shows version 2, which names nobody.
+        assert struct.unpack_from("<I", value, 20)[0] == host_root if len(value) == 24 else not host_root
+
+
+async def test_a_snapshot_has_its_ids_under_every_map(volume: Driver) -> None:
+    root = await volume.mount_volume("container", "c1", IDMAP)
+    container_writes(root)
+    looks_right(root, IDMAP)
+    await volume.create_snapshot("container", "c1", "live", live=True)
+    await volume.unmount_volume("container", "c1")
+    await volume.create_snapshot("container", "c1", "snap0")
+    for snapshot in ("live", "snap0"):
+        for idmap in (IDMAP, IdMap(), OTHER):
+            looks_right(await volume.mount_snapshot("container", "c1", snapshot, idmap), idmap)
+            await volume.unmount_snapshot("container", "c1", snapshot)
+    for number, snapshot in enumerate((None, "live", "snap0")):
+        await volume.copy_volume("container", "c1", f"copy{number}", snapshot=snapshot)
+        for idmap in (OTHER, IdMap(), IDMAP):
+            looks_right(await volume.mount_volume("container", f"copy{number}", idmap), idmap)
+            await volume.unmount_volume("container", f"copy{number}")
+
+
+async def test_a_volume_can_be_written_above_a_snapshot_of_another_map(volume: Driver) -> None:
+    root = await volume.mount_volume("container", "c1", IDMAP)
+    container_writes(root)
+    await volume.unmount_volume("container", "c1")
+    await volume.create_snapshot("container", "c1", "snap0")
+    root = await volume.mount_volume("container", "c1", OTHER)
+    assert can(2000000, "sh", "-ec", f"cd {root}; echo more >>srv/program; rm srv/pipe; mkdir srv/new; mv config etc")
+    assert owner(root / "srv" / "new") == (2000000, 2000000)
+    assert owner(root / "srv" / "user") == (2001000, 2001001)
+    await volume.unmount_volume("container", "c1")
+    await volume.restore_snapshot("container", "c1", "snap0")
+    looks_right(await volume.mount_volume("container", "c1", OTHER), OTHER)
+
+
+async def test_a_tree_from_elsewhere_is_shown_under_any_map(driver: Driver) -> None:
+    await driver.create_from_tree("container", "c1", make_unpack(), size_bytes=0)
+    for idmap in (IDMAP, OTHER, IdMap()):
+        root = await driver.mount_volume("container", "c1", idmap)
+        assert owner(root) == owner(root / "etc" / "hostname") == (idmap.host_uid(0), idmap.host_gid(0))
+        assert (root / "bin" / "tool").stat().st_mode & 0o7777 == 0o4755
+        await driver.unmount_volume("container", "c1")
+
+
+async def test_a_refreshed_volume_has_its_own_ids(volume: Driver) -> None:
+    root = await volume.mount_volume("container", "c1", IDMAP)
+    container_writes(root)
+    await volume.unmount_volume("container", "c1")
+    await volume.create_from_image("container", "c2", "f00", make_unpack(), size_bytes=0)
+    await volume.mount_volume("container", "c2", OTHER)
+    await volume.unmount_volume("container", "c2")
+    await volume.refresh_volume("container", "c2", lambda idmap: volume.view("container", "c1", idmap))
+    looks_right(await volume.mount_volume("container", "c2", OTHER), OTHER)
+
+
+# --- btrfs -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def file_pool(host: Host, tmp_path: Path) -> AsyncIterator[tuple[Driver, Path]]:
+    """A pool in a file, on a file system that is not btrfs."""
+    kind, root = drivers.load("btrfs"), tmp_path / "flexd"
+    driver = kind(host=host, pool="p", directory=root / "storage-pools" / "p", config={"size": "512MiB"})
+    fault = await driver.probe()
+    if fault is not None:
+        pytest.skip(fault)
+    await driver.check_new_pool()
+    filled = await driver.create_pool()
+    assert filled == {"source": str(root / "disks" / "p.img"), "size": "512MiB"}
+    yield kind(host=host, pool="p", directory=root / "storage-pools" / "p", config=filled), root
+    await driver.delete_pool()
+    assert os.listdir(root / "disks") == os.listdir(root / "storage-pools") == []
+
+
+@pytest.mark.parametrize("driver_name", ["btrfs"])
+async def test_a_pool_in_a_file(file_pool: tuple[Driver, Path], host: Host) -> None:
+    driver, root = file_pool
+    assert (root / "disks" / "p.img").stat().st_mode & 0o777 == 0o600
+    await driver.create_from_image("container", "c1", "f00", make_unpack(), size_bytes=0)
+    await host.mounts.unmount(root / "storage-pools" / "p")
+    loops = subprocess.run(["losetup", "--associated", root / "disks" / "p.img"], capture_output=True, check=True)
+    assert loops.stdout == b""
+    for _ in range(2):
+        await driver.mount_pool()
+    assert ("container", "c1") in await driver.list_volumes()
+    assert (root / "storage-pools" / "p").stat().st_mode & 0o7777 == 0o711
+
+
+@pytest.mark.parametrize("driver_name", ["btrfs"])
+async def test_a_pool_whose_file_is_gone(host: Host, tmp_path: Path) -> None:
+    config = {"source": str(tmp_path / "flexd" / "disks" / "p.img")}
+    driver = drivers.load("btrfs")(
+        host=host, pool="p", directory=tmp_path / "flexd" / "storage-pools" / "p", config=config
+    )
+    with pytest.raises(PoolUnavailable, match=r"disks/p\.img' of storage pool \"p\" doesn't exist"):
+        await driver.mount_pool()
+
+
+@pytest.mark.parametrize("driver_name", ["btrfs"])
+async def test_a_pool_on_a_block_device(host: Host, tmp_path: Path) -> None:
+    (tmp_path / "disk").write_bytes(b"")
+    os.truncate(tmp_path / "disk", 512 * MIB)
+    argv = ["losetup", "--find", "--show", tmp_path / "disk"]
+    device = subprocess.run(argv, capture_output=True, check=True, text=True).stdout.strip()
+    config = {"source": device}
+    place = tmp_path / "flexd" / "storage-pools" / "p"
+    driver = drivers.load("btrfs")(host=host, pool="p", directory=place, config=config)
+    try:
+        await driver.check_new_pool()
+        await driver.create_pool()
+        await driver.create_volume("custom", "data", size_bytes=0)
+        await host.mounts.unmount(place)
+        with pytest.raises(BadRequest, match=r"holds btrfs; set source\.wipe to use it all the same"):
+            await driver.check_new_pool()
+        await driver.mount_pool()
+        assert ("custom", "data") in await driver.list_volumes()
+        await driver.delete_pool()
+        await driver.check_new_pool()
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
+
+
+@pytest.mark.parametrize("driver_name", ["btrfs"])
+async def test_subvolumes_made_in_a_container_are_its_files(volume: Driver, host: Host) -> None:
+    root = await volume.mount_volume("container", "c1", IDMAP)
+    data = root.parent / "data"
+    await host.btrfs.create_subvolume(data / "nested")
+    (data / "nested" / "file").write_text("one")
+    await volume.create_snapshot("container", "c1", "snap0", live=True)
+    (data / "nested" / "file").write_text("two")
+    await volume.unmount_volume("container", "c1")
+    await volume.copy_volume("container", "c1", "c2")
+    await volume.restore_snapshot("container", "c1", "snap0")
+    assert (data / "nested" / "file").read_text() == "one"
+    root = await volume.mount_volume("container", "c2", OTHER)
+    assert (root / "nested" / "file").read_text() == "two"
+    for name in ("c1", "c2"):
+        await volume.delete_volume("container", name)
+    await volume.settle()
+
+
+@pytest.mark.parametrize("driver_name", ["btrfs"])
+async def test_snapshots_travel_as_streams(volume: Driver, place: Path, make: MakeDriver, tmp_path: Path) -> None:
+    assert isinstance(volume, BtrfsDriver)
+    for text in ("one", "two"):
+        root = await volume.mount_volume("container", "c1", IDMAP)
+        assert can(1000000, "sh", "-c", f"echo {text} >{root}/etc/hostname; touch {root}/{text}")
+        await volume.create_snapshot("container", "c1", text, live=True)
+    other = make("q")
+    assert isinstance(other, BtrfsDriver)
+    await other.create_pool()
+    await other.create_volume("container", "c9", size_bytes=0)
+    for snapshot, parent in (("one", None), ("two", "one")):
+        with (tmp_path / snapshot).open("wb") as stream:
+            child = await volume.send("container", "c1", snapshot, parent=parent, output=stream.fileno())
+            assert await child.wait() == 0
+        with (tmp_path / snapshot).open("rb") as stream:
+            await other.receive("container", "c9", snapshot, input=stream.fileno())
+    await other.restore_snapshot("container", "c9", "two")
+    root = await other.mount_volume("container", "c9", OTHER)
+    assert (root / "etc" / "hostname").read_text() == "two\n"
+    assert owner(root / "two") == (2000000, 2000000)
+    await other.restore_snapshot("container", "c9", "one")
+    assert not (await other.mount_volume("container", "c9", OTHER) / "two").exists()
+    with (tmp_path / "one").open("rb") as stream:
+        stream.seek(100)
+        with pytest.raises(CommandFailed):
+            await other.receive("container", "c9", "torn", input=stream.fileno())
+    assert await other.list_snapshots("container", "c9") == ["one", "two"]
+
+
+@pytest.mark.parametrize("driver_name", ["btrfs"])
+async def test_a_limit_follows_copies_and_restores(volume: Driver, host: Host) -> None:
+    await volume.resize_volume("container", "c1", 20 * MIB)
+    root = await volume.mount_volume("container", "c1", IDMAP)
+    assert not fill(root.parent / "data" / "large", 40 * MIB)
+    await volume.create_snapshot("container", "c1", "snap0", live=True)
+    await volume.unmount_volume("container", "c1")
+    await volume.restore_snapshot("container", "c1", "snap0")
+    await volume.copy_volume("container", "c1", "c2", size_bytes=30 * MIB)
+    for name in ("c1", "c2"):
+        assert not fill(root.parents[1] / name / "data" / "more", 20 * MIB)
+    await host.btrfs.sync(root.parents[1])
+    used = await volume.volume_usage("container", "c2")
+    assert used is not None
+    assert 25 * MIB < used <= 30 * MIB
+    assert await volume.snapshot_usage("container", "c1", "snap0") < MIB
 
 
 # --- quotas ----------------------------------------------------------------------------------------------------------
