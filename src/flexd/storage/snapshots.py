@@ -85,7 +85,7 @@ class SnapshotDriver(DirectoryDriver):
         """After something that lay on or below this volume has gone: put back what was rearranged for it."""
 
     def _measured(self, content: str) -> Path | None:
-        """What of content is its own on disk."""
+        """What of content is its own on disk. In a thread."""
         return self._directory / content / "data"
 
     def _references(self) -> Counter[str]:
@@ -167,7 +167,7 @@ class SnapshotDriver(DirectoryDriver):
         content = await self._content_of(self._volume(kind, name), snapshot)
         if content is None:
             raise self._no_snapshot(name, snapshot)
-        path = self._measured(content)
+        path = await asyncio.to_thread(self._measured, content)
         return 0 if path is None else await self._host.files.disk_usage(path)
 
     async def copy_snapshot(self, kind: VolumeKind, name: str, snapshot: str, new_name: str) -> None:
@@ -227,20 +227,33 @@ class SnapshotDriver(DirectoryDriver):
                 await self._show(kind, content, target, idmap)
                 yield target
             finally:
-                await self._host.mounts.unmount(target)
-                await asyncio.to_thread(target.rmdir)
+                await self._close_view(target)
 
     # --- what the base class does, with snapshots ---
 
     async def mount_pool(self) -> None:
         await super().mount_pool()
-        for view in await asyncio.to_thread(_entries, self._directory, _VIEW_PREFIX):
-            await self._host.mounts.unmount(view)
-            await asyncio.to_thread(view.rmdir)
+        await self._close_views()
         used = await asyncio.to_thread(self._references)
         for frozen in await asyncio.to_thread(_entries, self._directory / FROZEN):
             if not used[f"{FROZEN}/{frozen.name}"]:
                 await self._drop(f"{FROZEN}/{frozen.name}")
+
+    async def delete_pool(self) -> None:
+        await self._close_views()
+        await super().delete_pool()
+
+    async def _close_views(self) -> None:
+        """Those of a daemon that died."""
+        for view in await asyncio.to_thread(_entries, self._directory, _VIEW_PREFIX):
+            await self._close_view(view)
+
+    async def _close_view(self, target: Path) -> None:
+        try:
+            await self._host.mounts.unmount(target)
+        except HostError:  # somebody is still in there: it goes when they do
+            await self._host.mounts.unmount(target, detach=True)
+        await asyncio.to_thread(target.rmdir)
 
     async def delete_volume(self, kind: VolumeKind, name: str) -> None:
         contents = await asyncio.to_thread(self._contents, self._volume(kind, name))

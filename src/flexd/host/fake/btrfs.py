@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Btrfs in plain directories: a subvolume is one that is remembered, a snapshot a copy of it."""
+"""Btrfs in plain directories: a subvolume is one with a mark, a snapshot a copy of it."""
 
 import asyncio
 import os
@@ -10,8 +10,9 @@ from flexd.host.contract import BtrfsUsage
 from flexd.host.fake.files import FakeFiles
 from flexd.host.fake.recorder import Recorder
 
-# Lies in a subvolume's parent, so that it goes along when that is renamed, copied or put back from a copy.
-_MARK = ".subvolume."
+# An extended attribute, so that it goes along when the directory is renamed, copied or put back from a copy; its value
+# is the limit.
+_MARK = "user.flexd.subvolume"
 
 
 class FakeBtrfs:
@@ -68,22 +69,15 @@ class FakeBtrfs:
 
     def limit(self, path: Path) -> int:
         """For tests: what the subvolume at a path is limited to."""
-        return int(os.readlink(_mark(path)))
-
-
-def _mark(path: Path) -> Path:
-    path = path.parent.resolve() / path.name
-    return path.with_name(_MARK + path.name)
+        return int(os.getxattr(path, _MARK))
 
 
 def _is_subvolume(path: Path) -> bool:
-    return os.path.lexists(_mark(path))
+    return path.is_dir() and not path.is_symlink() and _MARK in os.listxattr(path)
 
 
 def _note_limit(path: Path, limit_bytes: int) -> None:
-    mark = _mark(path)
-    mark.unlink()
-    mark.symlink_to(str(limit_bytes))
+    os.setxattr(path, _MARK, b"%d" % limit_bytes)
 
 
 def _make_directory_of(path: Path) -> None:
@@ -96,27 +90,21 @@ def _make_directory_of(path: Path) -> None:
 def _create(path: Path) -> None:
     if not _is_subvolume(path):
         path.mkdir()
-        _note_new(path)
-
-
-def _note_new(path: Path) -> None:
-    _mark(path).symlink_to("0")
+        _note_limit(path, 0)
 
 
 def _snapshot(source: Path, target: Path) -> None:
     if not _is_subvolume(source):
         raise NotADirectoryError(f"{source} is no subvolume")
     shutil.copytree(source, target, symlinks=True)
-    _note_new(target)
+    _note_limit(target, 0)
 
 
 def _delete(path: Path) -> None:
     if _is_subvolume(path):
         shutil.rmtree(path)
-        _mark(path).unlink()
         return
-    for top, _, names in os.walk(path, topdown=False):
+    for top, names, _ in os.walk(path, topdown=False):
         for name in names:
-            if name.startswith(_MARK):
-                shutil.rmtree(Path(top) / name.removeprefix(_MARK))
-                (Path(top) / name).unlink()
+            if _is_subvolume(Path(top) / name):
+                shutil.rmtree(Path(top) / name)

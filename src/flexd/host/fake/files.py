@@ -46,7 +46,7 @@ class FakeFiles:
 
     async def refresh_tree(self, source: Path, target: Path) -> None:
         self._recorder.note("files.refresh_tree", source, target)
-        await self._threads.run(_replace_content, source.resolve(), target.resolve())
+        await self._threads.run(_replace_content, source, target)
 
     async def shift_tree(self, path: Path, *, old: IdMap, new: IdMap) -> None:
         self._recorder.note("files.shift_tree", path)
@@ -66,6 +66,7 @@ class FakeFiles:
 
 
 def _replace_content(source: Path, target: Path) -> None:
+    source, target = source.resolve(), target.resolve()
     for entry in list(target.iterdir()):
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)

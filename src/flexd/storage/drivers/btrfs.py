@@ -104,6 +104,7 @@ class BtrfsDriver(DirDriver):
             await super().delete_pool()
             return
         await self.settle()
+        await self._close_views()
         await self._host.mounts.unmount(self._directory)
         await self._host.files.remove_tree(self._directory)
         if form == "file":
@@ -283,7 +284,7 @@ class BtrfsDriver(DirDriver):
 
 def _make_file(path: Path, size_bytes: int) -> None:
     """Without blocks: they come as they are written."""
-    path.parent.mkdir(mode=0o700, exist_ok=True)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with path.open("wb") as file:
         file.truncate(size_bytes)
     path.chmod(0o600)
