@@ -25,6 +25,7 @@ from flexd.host.contract import Features, Host
 from flexd.host.linux import LinuxHost
 from flexd.host.terminals import LinuxTerminals, Terminals
 from flexd.images.images import Images
+from flexd.images.upkeep import Upkeep
 from flexd.instances.actions import Actions
 from flexd.instances.allocator import IdmapAllocator
 from flexd.instances.confinement import Confinement
@@ -98,6 +99,7 @@ class Daemon:
         self.journal = journal
         self.events = events
         self.operations = Operations(events)
+        self.config = ServerConfig(mirror, events)
         locks = Locks()
         self.pools = Pools(
             host=host,
@@ -118,12 +120,13 @@ class Daemon:
             events=events,
             directory=directory / "images",
             delete_unpacked=self.pools.delete_image,
+            settings=self.config.get,
         )
+        self.upkeep = Upkeep(images=self.images, operations=self.operations, settings=self.config.get, started_at=now())
         parts = Parts(host, self.pools, self.networks, runtime, daemon_id(directory))
         self.devices = Devices(parts)
         self.registry = Registry(mirror)
         self._compose_instances(terminals, locks, features)
-        self.config = ServerConfig(mirror, events)
         self._server: Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -305,6 +308,7 @@ class Daemon:
         resume = self.lifecycle.resume(gone, host_rebooted=host_rebooted)
         self._tasks.append(asyncio.create_task(resume, name="resume instances"))
         self._tasks.append(asyncio.create_task(self._keep_time(), name="keep time"))
+        self._tasks.append(asyncio.create_task(self.upkeep.run(), name="upkeep of images"))
 
     async def _keep_time(self) -> None:
         """At each full minute: scheduled snapshots and what has expired."""

@@ -260,12 +260,16 @@ class Images:
         """Have a server's image here, to make an instance from it."""
         return await self._downloads.cache(project, fetch, progress)
 
+    async def replace_by_newer(self, project: str, fingerprint: str, progress: Progress) -> ImageRecord | None:
+        """The newer version that its server has, in its place; None if there is none."""
+        return await self._downloads.refresh(project, fingerprint, progress)
+
     def refresh(self, project: str, fingerprint: str) -> Operation:
         """Fetch the newer version, if its server has one; the old image is then replaced."""
         fingerprint = self._registry.find(project, fingerprint).value.fingerprint
 
         async def run(operation: Operation) -> Mapping[str, Any]:
-            newer = await self._downloads.refresh(project, fingerprint, operation.progress)
+            newer = await self.replace_by_newer(project, fingerprint, operation.progress)
             return {"refreshed": newer is not None, **({"fingerprint": newer.fingerprint} if newer else {})}
 
         resources = {"images": [image_url(project, fingerprint)]}

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from flexd.api.errors import BadRequest, Conflict
+from flexd.api.image import ImagesPostSource
 from flexd.api.instance import InstanceSource, InstancesPost
 from flexd.api.times import now
 from flexd.images.contract import ImageRecord
@@ -75,20 +76,40 @@ class Creation:
             f'Failed creating instance: source type "{post.source.type}" is not supported (image, none or copy)'
         )
 
-    def _start(self, record: InstanceRecord, run: Any) -> Operation:
+    def _start(self, record: InstanceRecord, run: Any, *, may_cancel: bool = False) -> Operation:
         return self._operations.start(
             kind="task",
             description="Creating instance",
             project=record.project,
             resources={"instances": [record.url]},
             run=run,
+            may_cancel=may_cancel,
         )
 
     # --- from an image, or empty ---
 
     async def _from_image(self, project: str, post: InstancesPost) -> Operation:
         name = self._resolver.free_name(project, post.name)
-        image = self._source_image(project, name, post.source)
+        if post.source.type == "image" and post.source.server:
+            return await self._from_remote_image(project, name, post)
+        made = await self._plan_from_image(project, name, post, self._source_image(project, name, post.source))
+        return self._start(made[0], lambda operation: self._carry_out(operation, *made))
+
+    async def _from_remote_image(self, project: str, name: str, post: InstancesPost) -> Operation:
+        """An image of another server: fetched first, unless it is here. Every fault that is not about the image is
+        told before that."""
+        fetch = await self._images.remote(_image_source(post.source), post.architecture)
+        record, _, _ = await self._plan_from_image(project, name, post, None)
+
+        async def run(operation: Operation) -> None:
+            image = await self._images.cache(project, fetch, operation.progress)
+            await self._carry_out(operation, *await self._plan_from_image(project, name, post, image))
+
+        return self._start(record, run, may_cancel=True)
+
+    async def _plan_from_image(
+        self, project: str, name: str, post: InstancesPost, image: ImageRecord | None
+    ) -> tuple[InstanceRecord, Expanded, Plan]:
         wanted = Wanted(
             profiles=["default"] if post.profiles is None else post.profiles,
             config=post.config,
@@ -106,16 +127,11 @@ class Creation:
             fingerprint=image.fingerprint if image else None,
             size_bytes=root_size_bytes(expanded),
         )
-        return self._start(record, lambda operation: self._carry_out(operation, record, expanded, plan))
+        return record, expanded, plan
 
     def _source_image(self, project: str, name: str, source: InstanceSource) -> ImageRecord | None:
         if source.type == "none":
             return None
-        if source.server:
-            raise BadRequest(
-                f'Failed creating instance "{name}": images of the server "{source.server}" cannot be fetched here; '
-                "import the image first"
-            )
         if source.properties and not (source.alias or source.fingerprint):
             return self._image_with(project, name, source.properties)
         wanted = source.fingerprint or source.alias
@@ -248,6 +264,20 @@ class Creation:
 def _image_config(image: ImageRecord) -> Config:
     kept = {f"image.{k}": v for k, v in image.properties.items() if k not in _IMAGE_KEYS_LEFT_OUT}
     return kept | {"volatile.base_image": image.fingerprint}
+
+
+def _image_source(source: InstanceSource) -> ImagesPostSource:
+    return ImagesPostSource(
+        type="image",
+        mode=source.mode,
+        alias=source.alias,
+        certificate=source.certificate,
+        fingerprint=source.fingerprint,
+        project=source.project,
+        protocol=source.protocol,
+        secret=source.secret,
+        server=source.server,
+    )
 
 
 def _copied(post: InstancesPost, origin: InstanceRecord) -> Wanted:

@@ -67,6 +67,7 @@ class Operation:
         self._task: asyncio.Task[None] | None = None
         self._channels: dict[str, asyncio.Future[Channel]] = {}
         self._secrets: dict[str, str] = {}
+        self._wait_secret = ""
         self._published_at = 0.0
         self._later: asyncio.TimerHandle | None = None
 
@@ -139,6 +140,13 @@ class Operation:
         """A token was used, or is too old."""
         if not self.finished:
             self._end("Cancelled")
+
+    def allow_wait(self, secret: str) -> None:
+        """Let whoever knows the secret wait for the end without being trusted."""
+        self._wait_secret = secret
+
+    def may_wait(self, secret: str) -> bool:
+        return bool(self._wait_secret) and secrets.compare_digest(self._wait_secret.encode(), secret.encode())
 
     def expect_channel(self, name: str) -> str:
         """Announce a websocket and return the secret that opens it, once. To be called before the 202 answer."""

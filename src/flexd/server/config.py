@@ -8,11 +8,12 @@ from msgspec import Struct, field
 
 from flexd.api.errors import Conflict, Fault, raise_faults
 from flexd.api.keys import Key, check_config
+from flexd.images.keys import KEYS as IMAGE_KEYS
 from flexd.operations.events import Events
 from flexd.store.contract import RevisionConflict
 from flexd.store.documents import Documents, Mirror
 
-KEYS = (Key("user.*", description="Free for users"),)
+KEYS = (Key("user.*", description="Free for users"), *IMAGE_KEYS)
 
 _PATH = ("config",)
 

@@ -29,7 +29,11 @@ async def create_alias(call: Call) -> web.Response:
 
 
 async def show_alias(call: Call) -> web.Response:
-    alias = call.services.images.show_alias(call.project, call.param("name"))
+    """To those who are not trusted: only names of public images."""
+    images = call.services.images
+    alias = images.show_alias(call.project, call.param("name"))
+    if not call.caller.trusted:
+        images.check_readable(call.project, alias.target, "")
     return responses.sync(alias, editable=narrow(alias, ImageAliasesEntryPut))
 
 
@@ -62,5 +66,6 @@ ENDPOINTS = (
     Endpoint(
         _URL + "/{name:.+}",
         {"GET": show_alias, "PUT": replace_alias, "PATCH": patch_alias, "POST": rename_alias, "DELETE": delete_alias},
+        allow_untrusted=frozenset({"GET"}),
     ),
 )

@@ -3,12 +3,13 @@
 
 import secrets
 from collections.abc import AsyncIterator
+from functools import partial
 
 from aiohttp import web
 from aiohttp.multipart import BodyPartReader
 
 from flexd.api.errors import BadRequest, TooLarge
-from flexd.api.image import ImagePut, ImagesPost
+from flexd.api.image import ImageExportPost, ImagePut, ImagesPost
 from flexd.images.incoming import UploadPart, parse_upload_headers
 from flexd.operations.operations import Operation
 from flexd.server import responses
@@ -19,23 +20,43 @@ from flexd.server.listing import list_response
 from flexd.server.streaming import PIECE_BYTES, FilePart, send_parts, send_path
 
 _URL = "/1.0/images"
+_PUBLIC = frozenset({"GET"})  # of public images, and by secret
 
 
 def _editable(call: Call) -> ImagePut:
     return narrow(call.services.images.show(call.project, call.param("fingerprint")), ImagePut)
 
 
+def _check_readable(call: Call) -> None:
+    """Those who are not trusted see public images, and with a secret of `POST images/FP/secret` one that is not."""
+    if not call.caller.trusted:
+        call.services.images.check_readable(call.project, call.param("fingerprint"), call.query("secret"))
+
+
 async def list_images(call: Call) -> web.Response:
-    images = call.services.images
-    return list_response(call, _URL, images.fingerprints, images.show_all, key="fingerprint")
+    images, public_only = call.services.images, not call.caller.trusted
+    names = partial(images.fingerprints, public_only=public_only)
+    return list_response(call, _URL, names, partial(images.show_all, public_only=public_only), key="fingerprint")
 
 
 async def create_image(call: Call) -> web.Response:
     """JSON says where to get the image; anything else is the image, in two parts if it is a split one."""
+    if not call.caller.trusted:
+        return await _accept_push(call)
     if call.request.content_type.startswith("multipart/"):
         operation = await _upload_parts(call)
     else:
         operation = await _upload_or_fetch(call)
+    return responses.background(operation.render())
+
+
+async def _accept_push(call: Call) -> web.Response:
+    """An image from a server that is not trusted but has a push token's secret, which also lets it wait."""
+    headers = parse_upload_headers(call.request.headers)
+    multipart = call.request.content_type.startswith("multipart/")
+    body = _parts(call.request) if multipart else call.request.content.iter_any()
+    operation, secret = await call.services.images.create_from_push(call.project, body, headers, multipart=multipart)
+    operation.allow_wait(secret)
     return responses.background(operation.render())
 
 
@@ -88,6 +109,7 @@ async def _part_chunks(part: BodyPartReader) -> AsyncIterator[bytes]:
 
 
 async def show_image(call: Call) -> web.Response:
+    _check_readable(call)
     image = call.services.images.show(call.project, call.param("fingerprint"))
     return responses.sync(image, editable=narrow(image, ImagePut))
 
@@ -112,21 +134,51 @@ async def delete_image(call: Call) -> web.Response:
 
 async def export_image(call: Call) -> web.StreamResponse:
     """The file as it came in; a split image as multipart/form-data."""
-    files = await call.services.images.export_files(call.project, call.param("fingerprint"))
+    _check_readable(call)
+    images = call.services.images
+    files = await images.export_files(call.project, call.param("fingerprint"))
     if files.rootfs is None:
-        return await send_path(call.request, files.metadata, files.metadata_name)
-    parts = [
-        FilePart("metadata", files.metadata_name, files.metadata),
-        FilePart("rootfs", files.rootfs_name, files.rootfs),
-    ]
-    return await send_parts(call.request, parts, boundary=secrets.token_hex(16))
+        response = await send_path(call.request, files.metadata, files.metadata_name)
+    else:
+        parts = [
+            FilePart("metadata", files.metadata_name, files.metadata),
+            FilePart("rootfs", files.rootfs_name, files.rootfs),
+        ]
+        response = await send_parts(call.request, parts, boundary=secrets.token_hex(16))
+    if call.request.method == "GET" and _reached_the_end(response):
+        images.was_exported(call.query("secret"))
+    return response
+
+
+def _reached_the_end(response: web.StreamResponse) -> bool:
+    """Not if it was a range in the middle: a download that broke off asks for the rest with the same secret."""
+    sent, _, total = response.headers.get("Content-Range", "bytes 0-0/1").removeprefix("bytes ").partition("/")
+    return int(sent.partition("-")[2]) + 1 == int(total)
+
+
+async def push_image(call: Call) -> web.Response:
+    """Send it to the server that gave out the secret (`lxc image copy --mode push`)."""
+    post = await call.body(ImageExportPost)
+    operation = await call.services.images.push(call.project, call.param("fingerprint"), post)
+    return responses.background(operation.render())
+
+
+async def refresh_image(call: Call) -> web.Response:
+    return responses.background(call.services.images.refresh(call.project, call.param("fingerprint")).render())
+
+
+async def create_secret(call: Call) -> web.Response:
+    return responses.background(call.services.images.issue_secret(call.project, call.param("fingerprint")).render())
 
 
 ENDPOINTS = (
-    Endpoint(_URL, {"GET": list_images, "POST": create_image}),
+    Endpoint(_URL, {"GET": list_images, "POST": create_image}, allow_untrusted=frozenset({"GET", "POST"})),
     Endpoint(
         _URL + "/{fingerprint}",
         {"GET": show_image, "PUT": replace_image, "PATCH": patch_image, "DELETE": delete_image},
+        allow_untrusted=_PUBLIC,
     ),
-    Endpoint(_URL + "/{fingerprint}/export", {"GET": export_image}),
+    Endpoint(_URL + "/{fingerprint}/export", {"GET": export_image, "POST": push_image}, allow_untrusted=_PUBLIC),
+    Endpoint(_URL + "/{fingerprint}/refresh", {"POST": refresh_image}),
+    Endpoint(_URL + "/{fingerprint}/secret", {"POST": create_secret}),
 )

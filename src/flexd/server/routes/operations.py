@@ -6,7 +6,7 @@ from typing import Any
 
 from aiohttp import web
 
-from flexd.api.errors import BadRequest
+from flexd.api.errors import BadRequest, Forbidden
 from flexd.operations.operations import Operation
 from flexd.server import responses
 from flexd.server.call import Call
@@ -42,6 +42,8 @@ async def cancel_operation(call: Call) -> web.Response:
 async def wait_for_operation(call: Call) -> web.Response:
     """The operation as it is when it ends, or after `timeout` seconds (-1: no limit)."""
     operation = _operation(call)
+    if not call.caller.trusted and not operation.may_wait(call.query("secret")):
+        raise Forbidden("not authorized")
     await operation.wait(call.number("timeout", -1))
     return responses.sync(operation.render())
 
@@ -68,6 +70,6 @@ async def connect_websocket(call: Call) -> web.StreamResponse:
 ENDPOINTS = (
     Endpoint("/1.0/operations", {"GET": list_operations}),
     Endpoint("/1.0/operations/{id}", {"GET": show_operation, "DELETE": cancel_operation}),
-    Endpoint("/1.0/operations/{id}/wait", {"GET": wait_for_operation}),
+    Endpoint("/1.0/operations/{id}/wait", {"GET": wait_for_operation}, allow_untrusted=_SECRET_IS_ENOUGH),
     Endpoint("/1.0/operations/{id}/websocket", {"GET": connect_websocket}, allow_untrusted=_SECRET_IS_ENOUGH),
 )
