@@ -110,6 +110,8 @@ def test_push_of_a_tree(run: Run, tree: Tree, tmp_path: Path) -> None:
     (top / "css" / "x.css").write_text("x")
     (top / "link").symlink_to("css/x.css")
     assert "say --recursive" in run("file", "push", str(top), "c1/etc").err
+    assert run("file", "push", "-r", str(top), "c1/new").status == 0
+    assert tree.nodes["/new/site/css/x.css"][2] == b"x"
     assert run("file", "push", "-r", str(top), "c1/etc").status == 0
     assert tree.nodes["/etc/site/css/x.css"][2] == b"x"
     assert tree.nodes["/etc/site/link"][0::2] == ("symlink", b"css/x.css")
@@ -138,6 +140,14 @@ def test_pull_of_a_tree(run: Run, tree: Tree, tmp_path: Path) -> None:
     assert run("file", "pull", "-r", "c1/etc", str(tmp_path)).status == 0
     assert (tmp_path / "etc" / "hosts").read_bytes() == b"127.0.0.1 localhost\n"
     assert os.readlink(tmp_path / "etc" / "alias") == "hosts"
+    assert run("file", "pull", "-r", "c1/etc", str(tmp_path / "new")).status == 0
+    assert (tmp_path / "new" / "etc" / "hosts").exists()
+
+
+def test_a_link_in_a_circle_is_no_endless_pull(run: Run, tree: Tree, tmp_path: Path) -> None:
+    tree.put("/etc/a", b"b", kind="symlink")
+    tree.put("/etc/b", b"a", kind="symlink")
+    assert "too many symbolic links" in run("file", "pull", "c1/etc/a", str(tmp_path)).err
 
 
 def test_a_tree_that_leads_out_is_refused(run: Run, server: FakeServer, tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from flexd.cli.command import Arguments
     from flexd.cli.context import Context
 
+_MAX_LINKS = 40  # as many as Linux follows
+
 
 def _inside(context: Context, word: str) -> tuple[InstanceFiles, str, str]:
     """The file system, the instance's name and the path of `[<remote>:]<instance>/<path>`."""
@@ -52,25 +54,27 @@ def _push(context: Context, args: Arguments) -> None:
         directory = path if into else os.path.dirname(path)
         files.make_directories(directory, Owner(args.uid or 0, args.gid or 0, 0o755))
     for source in sources:
-        name = os.path.basename(os.path.abspath(source))
-        _push_one(context, files, source, os.path.join(path, name) if into else path, owner, args.recursive)
+        _push_one(context, files, source, path, into, owner, args.recursive)
 
 
-def _push_one(context: Context, files: InstanceFiles, source: str, target: str, owner: Owner, recursive: bool) -> None:
+def _push_one(
+    context: Context, files: InstanceFiles, source: str, target: str, into: bool, owner: Owner, recursive: bool
+) -> None:
+    """Send one source: under its own name if the target is a directory; a directory always, as lxc does."""
     if source == "-":
-        content = sys.stdin.buffer.read()
-        files.write(target, content, Owner(owner.uid, owner.gid, owner.mode))
+        files.write(target, sys.stdin.buffer.read(), owner)
         return
     try:
         found = os.stat(source)
     except OSError as error:
         raise CliError(f"Failed opening {source}: {error.strerror}") from error
-    if stat.S_ISDIR(found.st_mode):
-        if not recursive:
-            raise CliError(f"Can't push {source}: it is a directory; say --recursive")
-        push_tree(files, source, target, owner, _shown(context))
+    inside = os.path.join(target, os.path.basename(os.path.abspath(source)))
+    if not stat.S_ISDIR(found.st_mode):
+        push_file(files, source, inside if into else target, owner.merged(found), _shown(context))
+    elif recursive:
+        push_tree(files, source, inside, owner, _shown(context))
     else:
-        push_file(files, source, target, owner.merged(found), _shown(context))
+        raise CliError(f"Can't push {source}: it is a directory; say --recursive")
 
 
 def _pull(context: Context, args: Arguments) -> None:
@@ -81,24 +85,28 @@ def _pull(context: Context, args: Arguments) -> None:
     if len(sources) > 1 and not into and not args.create_dirs:
         raise CliError(f"More than one file to pull, but {target} is no directory")
     if args.create_dirs:
-        os.makedirs(target if into or len(sources) > 1 else os.path.dirname(target) or ".", exist_ok=True)
         into = into or len(sources) > 1
+        os.makedirs(target if into else os.path.dirname(target) or ".", exist_ok=True)
     for source in sources:
         files, instance, path = _inside(context, source)
-        name = os.path.basename(path.rstrip("/")) or instance
-        _pull_one(context, files, path, os.path.join(target, name) if into else target, args.recursive)
+        inside = os.path.join(target, os.path.basename(path.rstrip("/")) or instance)
+        if args.recursive and files.kind(path) == "directory":
+            os.makedirs(target, exist_ok=True)
+            pull_tree(files, path, inside, _shown(context))
+        else:
+            _pull_one(context, files, path, inside if into else target)
 
 
-def _pull_one(context: Context, files: InstanceFiles, path: str, target: str, recursive: bool) -> None:
-    if recursive:
-        pull_tree(files, path, target, _shown(context))
-        return
+def _pull_one(context: Context, files: InstanceFiles, path: str, target: str, links: int = 0) -> None:
+    """Fetch a file, following symbolic links inside the instance."""
+    if links > _MAX_LINKS:
+        raise CliError(f"Can't pull {path}: too many symbolic links lead to each other")
     kind, owner, response = files.open(path)
     if kind == "directory":
         raise CliError(f"Can't pull {path}: it is a directory; say --recursive")
     if kind == "symlink" and target != "-":
         link = os.path.join(os.path.dirname(path), response.read().decode().rstrip("\n"))
-        _pull_one(context, files, os.path.normpath(link), target, False)
+        _pull_one(context, files, os.path.normpath(link), target, links + 1)
         return
     pull_file(response, target, owner, _shown(context), path)
 
