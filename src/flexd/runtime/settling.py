@@ -13,7 +13,8 @@ _GRACE_S = 0.01
 # systemd gives up before it makes init.scope, 5-25 ms after its start, if the kernel refuses it an inotify instance; on
 # a machine that starts many containers at once that takes longer. Some configurations never make one.
 _SYSTEMD_GRACE_S = 0.3
-_POLL_S = 0.002
+# Each poll is a turn of a thread, taken from a container that wants to boot.
+_POLL_S = 0.004
 
 
 async def survives(processes: Processes, cgroups: Cgroups, container: RunningContainer) -> bool:
