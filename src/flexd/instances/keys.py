@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from flexd.api.errors import Fault
 from flexd.api.keys import Key, check_config
 from flexd.instances.limits import KEYS as LIMIT_KEYS
-from flexd.instances.schedule import expiry_fault, pattern_fault, schedule_fault
 from flexd.instances.security import KEYS as SECURITY_KEYS
 from flexd.instances.security import security_faults
+from flexd.operations.schedule import expiry_fault, pattern_fault, schedule_fault
 
 
 def _seconds_fault(value: str) -> str | None:

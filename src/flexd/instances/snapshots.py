@@ -21,12 +21,12 @@ from flexd.instances.lifecycle import Lifecycle
 from flexd.instances.names import check_snapshot_name
 from flexd.instances.record import InstanceRecord, SnapshotRecord
 from flexd.instances.registry import Registry, show_snapshot
-from flexd.instances.schedule import expires_at, is_due, make_name
 from flexd.operations.contract import Plan, Progress, Step
 from flexd.operations.events import Events
 from flexd.operations.journal import Journal
 from flexd.operations.locks import Locks
 from flexd.operations.operations import Operation, Operations
+from flexd.operations.schedule import expires_at, is_due, make_name
 from flexd.storage.contract import VolumeRef
 from flexd.storage.pools import Pools
 
