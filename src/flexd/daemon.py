@@ -34,6 +34,7 @@ from flexd.instances.creation import Creation
 from flexd.instances.edits import Edits
 from flexd.instances.exec import Exec
 from flexd.instances.files import Files
+from flexd.instances.guest import Guest
 from flexd.instances.instances import Instances
 from flexd.instances.lifecycle import Lifecycle
 from flexd.instances.limiter import Limiter
@@ -56,6 +57,7 @@ from flexd.runtime.lxc import LxcRuntime
 from flexd.server.app import Server
 from flexd.server.config import ServerConfig
 from flexd.server.environment import Environment
+from flexd.server.guest.server import GuestServer
 from flexd.server.listener import inherited, open_unix
 from flexd.server.services import Services
 from flexd.storage.pools import Pools
@@ -66,6 +68,8 @@ from flexd.store.sqlite import SqliteStore
 log = logging.getLogger("flexd")
 
 DEFAULT_DIRECTORY = "/var/lib/flexd"
+# Bound into every container; LXD's name.
+_GUEST_DIRECTORY = "devlxd"
 # Which signal means what: SIGPWR is what an init sends when the host goes down (LXD's word too), SIGTERM only ends us.
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -137,7 +141,10 @@ class Daemon:
         self.ports = PortList(registry, self.networks)
         limiter = Limiter(self._host)
         confinement = Confinement(
-            host=self._host, directory=self.directory / "security", kernel_architecture=features.kernel_architecture
+            host=self._host,
+            directory=self.directory / "security",
+            guest_directory=self.directory / _GUEST_DIRECTORY,
+            kernel_architecture=features.kernel_architecture,
         )
         self.metadata_documents = MetadataDocuments(mirror, registry, self.images)
         self.metadata = Metadata(registry=registry, documents=self.metadata_documents, locks=locks, events=events)
@@ -262,6 +269,10 @@ class Daemon:
             operations=operations,
             events=events,
         )
+        self.guest = Guest(
+            registry=registry, lifecycle=self.lifecycle, host=self._host, images=self.images, events=events
+        )
+        self.guest_server = GuestServer(self.guest)
         self.files = Files(registry=registry, lifecycle=self.lifecycle, runtime=runtime, pools=self.pools, locks=locks)
         self.states = States(registry=registry, lifecycle=self.lifecycle, host=self._host, pools=self.pools)
         self.pools.set_used_by(registry.users_of_pool)
@@ -305,6 +316,8 @@ class Daemon:
         await self.metadata_documents.sweep()
         gone = await self.lifecycle.adopt()
         await self.ports.announce_all()
+        # Before containers start: cloud-init asks early.
+        await self.guest_server.start(self.directory / _GUEST_DIRECTORY)
         resume = self.lifecycle.resume(gone, host_rebooted=host_rebooted)
         self._tasks.append(asyncio.create_task(resume, name="resume instances"))
         self._tasks.append(asyncio.create_task(self._keep_time(), name="keep time"))
@@ -334,6 +347,7 @@ class Daemon:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.operations.close()
+        await self.guest_server.stop()
         await self.lifecycle.close()
         await self.networks.stop()
         await self.runtime.close()
@@ -366,7 +380,13 @@ def _make_directories(directory: Path) -> None:
     # 0711: containers' roots pass through here on their way in; nobody but root may look around (as LXD's own).
     directory.mkdir(parents=True, exist_ok=True, mode=0o711)
     directory.chmod(0o711)
-    for name, mode in (("database", 0o700), ("logs", 0o700), ("images", 0o700), ("devices", 0o711)):
+    for name, mode in (
+        ("database", 0o700),
+        ("logs", 0o700),
+        ("images", 0o700),
+        ("devices", 0o711),
+        (_GUEST_DIRECTORY, 0o755),
+    ):
         (directory / name).mkdir(exist_ok=True, mode=mode)
 
 

@@ -7,114 +7,20 @@ there is not an error; creating what is there is, unless the method says otherwi
 `tests/contract/host`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from msgspec import Struct, field
 
-from flexd.api.errors import FlexdError
 from flexd.api.idmap import IdMap
-
-
-class HostError(FlexdError):
-    """A system call failed: `mount /a on /b: Invalid argument (mount(2) EINVAL)`; `errno` keeps the number."""
-
-    def __init__(self, message: str, errno: int = 0) -> None:
-        super().__init__(message)
-        self.errno = errno
-
-
-class CommandFailed(FlexdError):
-    """A program ended with an error; the message holds its name, exit status and the end of what it wrote to stderr."""
-
-    def __init__(self, argv: Sequence[str], returncode: int, stderr_tail: str) -> None:
-        self.argv = list(argv)
-        self.returncode = returncode
-        self.stderr_tail = stderr_tail
-        super().__init__(f"{argv[0]} exited with status {returncode}: {stderr_tail.strip() or 'no message'}")
-
-
-# --- processes ---------------------------------------------------------------------------------------------------
-
-
-class Completed(Struct, frozen=True):
-    returncode: int
-    stdout: bytes
-    stderr: bytes
-
-
-class ProcessRef(Struct, frozen=True):
-    """A process that can be told from a later one with the same pid: `start_time` is field 22 of `/proc/PID/stat`."""
-
-    pid: int
-    start_time: int
-
-
-class Spawned(Protocol):
-    """A running child; the fields of `asyncio.subprocess.Process` that flexd uses."""
-
-    @property
-    def pid(self) -> int: ...
-    @property
-    def returncode(self) -> int | None: ...
-    async def wait(self) -> int: ...
-    def send_signal(self, signal: int) -> None: ...
-    def kill(self) -> None: ...
-
-
-class Processes(Protocol):
-    async def run(
-        self,
-        argv: Sequence[str],
-        *,
-        stdin: bytes | None = None,
-        env: Mapping[str, str] | None = None,
-        cwd: Path | None = None,
-        timeout_s: float | None = None,
-        check: bool = True,
-        pass_fds: Sequence[int] = (),
-    ) -> Completed:
-        """Run a program to its end. `check`: a status other than 0 raises `CommandFailed`. On timeout or
-        cancellation its process group is killed. `env` adds to a minimal environment (PATH, LC_ALL=C.UTF-8)."""
-        ...
-
-    async def spawn(
-        self,
-        argv: Sequence[str],
-        *,
-        stdin: int | None = None,
-        stdout: int | None = None,
-        stderr: int | None = None,
-        env: Mapping[str, str] | None = None,
-        cwd: Path | None = None,
-        pass_fds: Sequence[int] = (),
-    ) -> Spawned:
-        """Start a program with the given file descriptors (None: /dev/null), in a session of its own."""
-        ...
-
-    async def identify(self, pid: int) -> ProcessRef | None:
-        """The process now at this pid; None if there is none (or a zombie)."""
-        ...
-
-    async def is_alive(self, process: ProcessRef) -> bool: ...
-
-    async def wait_exit(self, process: ProcessRef) -> None:
-        """Return when the process is gone (pidfd_open(2), readable at exit), at once if it is; need not be a child."""
-        ...
-
-    async def signal(self, process: ProcessRef, number: int) -> bool:
-        """Send a signal through a pidfd, so never to a stranger; False if the process is gone."""
-        ...
-
-    async def command_line(self, pid: int) -> list[str]:
-        """`/proc/PID/cmdline` as words; empty for a kernel thread, a zombie, and a pid that is gone."""
-        ...
-
-    async def children(self, pid: int) -> list[int]:
-        """Pids of the direct children (`/proc/PID/task/*/children`)."""
-        ...
-
+from flexd.host.process_contract import CommandFailed as CommandFailed
+from flexd.host.process_contract import Completed as Completed
+from flexd.host.process_contract import HostError as HostError
+from flexd.host.process_contract import Peer as Peer
+from flexd.host.process_contract import Processes as Processes
+from flexd.host.process_contract import ProcessRef as ProcessRef
+from flexd.host.process_contract import Spawned as Spawned
 
 # --- mounts ------------------------------------------------------------------------------------------------------
 

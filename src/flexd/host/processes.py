@@ -9,14 +9,16 @@ import asyncio
 import errno
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from flexd.host import syscalls
-from flexd.host.contract import CommandFailed, Completed, HostError, ProcessRef
+from flexd.host import peers, syscalls
+from flexd.host.contract import CommandFailed, Completed, HostError, Peer, ProcessRef
+from flexd.host.process_table import identify
 from flexd.host.threads import Threads
 
 _BASE_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
@@ -150,6 +152,12 @@ class LinuxProcesses:
     async def command_line(self, pid: int) -> list[str]:
         return await self._threads.run(_command_line, pid)
 
+    async def peer(self, connection: socket.socket) -> Peer | None:
+        return await self._threads.run(peers.peer, connection)
+
+    async def pid_namespaces(self, process: ProcessRef) -> tuple[int, ...]:
+        return await self._threads.run(peers.pid_namespaces, process)
+
     async def children(self, pid: int) -> list[int]:
         return await self._threads.run(_children, pid)
 
@@ -223,22 +231,6 @@ async def _feed(pipe: IO[bytes] | None, data: bytes | None) -> None:
     transport, _ = await asyncio.get_running_loop().connect_write_pipe(asyncio.BaseProtocol, pipe)
     transport.write(data or b"")
     transport.close()  # what is buffered is still written
-
-
-def parse_stat(text: str) -> tuple[str, int]:
-    """(state, start time in ticks since boot) of `/proc/PID/stat` (proc_pid_stat(5) fields 3 and 22)."""
-    # The name in field 2 may itself hold blanks and parentheses.
-    fields = text.rpartition(")")[2].split()
-    return fields[0], int(fields[19])
-
-
-def identify(pid: int) -> ProcessRef | None:
-    """Blocking."""
-    try:
-        state, start_time = parse_stat(Path(f"/proc/{pid}/stat").read_text(errors="replace"))
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return None if state in "ZX" else ProcessRef(pid, start_time)
 
 
 def _open_pidfd(process: ProcessRef) -> int | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from flexd.api.errors import BadRequest, Fault
 from flexd.host.contract import Host, HostError
 from flexd.instances.record import Expanded, InstanceRecord
-from flexd.instances.security import modules, seccomp_rules, sysctls
+from flexd.instances.security import has_guest_api, modules, seccomp_rules, sysctls
 from flexd.instances.spec import Confined
 from flexd.runtime.seccomp import named_calls, render_policy
 
@@ -16,9 +16,10 @@ from flexd.runtime.seccomp import named_calls, render_policy
 class Confinement:
     """One per daemon; keeps files below one directory, one a running name."""
 
-    def __init__(self, *, host: Host, directory: Path, kernel_architecture: str) -> None:
+    def __init__(self, *, host: Host, directory: Path, guest_directory: Path, kernel_architecture: str) -> None:
         self._host = host
         self._directory = directory
+        self._guest_directory = guest_directory
         self._kernel_architecture = kernel_architecture
 
     async def host_faults(self, expanded: Expanded) -> list[Fault]:
@@ -38,7 +39,11 @@ class Confinement:
         policy = render_policy(seccomp_rules(expanded.config), self._kernel_architecture)
         path = self._seccomp_path(record.storage_name)
         await asyncio.to_thread(_write, path, policy)
-        return Confined(seccomp_profile=str(path) if policy else "", sysctls=sysctls(expanded.config))
+        return Confined(
+            seccomp_profile=str(path) if policy else "",
+            sysctls=sysctls(expanded.config),
+            guest_api=str(self._guest_directory) if has_guest_api(expanded.config) else "",
+        )
 
     async def _load_module(self, record: InstanceRecord, name: str) -> None:
         try:

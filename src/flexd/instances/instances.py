@@ -77,7 +77,7 @@ class Instances:
         return [self._show(record) for record in self._registry.all_instances(project)]
 
     def _show(self, record: InstanceRecord) -> Instance:
-        return show_instance(record, self._registry.expand(record), self._lifecycle.status(record))
+        return show_instance(record, self._registry.expand(record), self._lifecycle.shown_status(record))
 
     # --- create ---
 
@@ -197,7 +197,7 @@ class Instances:
 def _with_daemons_keys(old: Config, new: Config) -> Config:
     """What is the daemon's stays: clients may send no `volatile.*`, or what they read before the last start."""
     kept = {key: value for key, value in old.items() if key in (*_DAEMONS_KEYS, INSTANCE_ID) and key not in new}
-    power = {key: old[key] for key in ("volatile.last_state.power",) if key in old}
+    power = {key: old[key] for key in ("volatile.last_state.power", "volatile.last_state.ready") if key in old}
     return new | kept | power
 
 

@@ -49,6 +49,7 @@ VOLATILE_KEYS = (
     Key("volatile.idmap.next"),
     Key("volatile.last_state.idmap"),
     Key("volatile.last_state.power"),
+    Key("volatile.last_state.ready"),
     Key("volatile.uuid"),
     Key("volatile.*"),
 )

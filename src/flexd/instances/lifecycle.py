@@ -96,6 +96,12 @@ class Lifecycle:
         live = self._live.get(record.storage_name)
         return None if live is None else live.container
 
+    def shown_status(self, record: InstanceRecord) -> str:
+        """As `status`, but "Ready" for what runs and has said so itself (extension: instance_ready_state)."""
+        status = self.status(record)
+        ready = status == "Running" and is_true(record.config.get("volatile.last_state.ready"))
+        return "Ready" if ready else status
+
     def status(self, record: InstanceRecord) -> str:
         live = self._live.get(record.storage_name)
         if live is None:
@@ -221,7 +227,7 @@ class Lifecycle:
         found = self._registry.find(project, name)
         record = found.value
         expanded = self._registry.expand(record)
-        config = dict(record.config)
+        config = {key: value for key, value in record.config.items() if key != "volatile.last_state.ready"}
         config |= new_volatile(self._devices, expanded, config)
         config |= await self._allocator.choose(expanded.config, record.storage_name)
         config |= {

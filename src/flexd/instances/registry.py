@@ -20,7 +20,7 @@ from flexd.instances.record import (
 )
 from flexd.store.documents import Document, Documents, Mirror
 
-STATUS_CODES = {"Stopped": 102, "Running": 103, "Frozen": 110, "Error": 112}
+STATUS_CODES = {"Stopped": 102, "Running": 103, "Frozen": 110, "Error": 112, "Ready": 113}
 
 
 class Registry:

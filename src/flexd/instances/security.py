@@ -95,6 +95,8 @@ KEYS = (
     Key("raw.idmap", kind="blob", check=_raw_idmap_fault, live=False, description="`both HOST OWN`, ids or ranges"),
     Key("raw.lxc", kind="blob", check=raw_lxc_fault, live=False, description="Lines added to liblxc's configuration"),
     Key("raw.seccomp", kind="blob", live=False, description="A whole seccomp policy, in place of the generated one"),
+    Key("security.devlxd", kind="bool", default="true", live=False, description="The guest API, /dev/lxd/sock"),
+    Key("security.devlxd.images", kind="bool", default="false", description="Public images through the guest API"),
     Key("security.idmap.base", check=_idmap_fault, live=False, description="First host id of an isolated map"),
     Key("security.idmap.isolated", kind="bool", default="false", live=False, description="A map shared with nobody"),
     Key("security.idmap.size", check=_idmap_fault, live=False, description="Number of ids in an isolated map"),
@@ -172,6 +174,11 @@ def seccomp_rules(config: Mapping[str, str]) -> SeccompRules:
         deny_default=not default or is_true(default),
         raw=config.get("raw.seccomp", ""),
     )
+
+
+def has_guest_api(config: Mapping[str, str]) -> bool:
+    """`security.devlxd`, which is on by default."""
+    return is_true(config.get("security.devlxd") or "true")
 
 
 def sysctls(config: Mapping[str, str]) -> dict[str, str]:

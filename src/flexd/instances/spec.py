@@ -11,7 +11,7 @@ from flexd.api.units import is_true
 from flexd.devices.contract import RunConfig
 from flexd.instances.limits import Setting, rlimits
 from flexd.instances.record import Config, Expanded, InstanceRecord
-from flexd.runtime.contract import ContainerSpec, MountSpec
+from flexd.runtime.contract import ContainerSpec
 
 
 class Confined(Struct, frozen=True):
@@ -20,7 +20,7 @@ class Confined(Struct, frozen=True):
     seccomp_profile: str = ""
     apparmor_profile: str = ""
     sysctls: dict[str, str] = {}
-    mounts: tuple[MountSpec, ...] = ()
+    guest_api: str = ""
 
 
 _UNCONFINED = Confined()
@@ -50,7 +50,7 @@ def container_spec(
         hostname=record.name,
         architecture=record.architecture,
         nics=tuple(nic for part in parts for nic in part.nics),
-        mounts=(*confined.mounts, *(mount for part in parts for mount in part.mounts)),
+        mounts=tuple(mount for part in parts for mount in part.mounts),
         environment=environment(expanded.config),
         cgroup=(*((setting.file, setting.value) for setting in limits), *_rules(idmap, parts)),
         sysctls=confined.sysctls,
@@ -58,6 +58,7 @@ def container_spec(
         nesting=is_true(expanded.config.get("security.nesting")),
         seccomp_profile=confined.seccomp_profile,
         apparmor_profile=confined.apparmor_profile,
+        guest_api=confined.guest_api,
         raw=expanded.config.get("raw.lxc", ""),
     )
 

@@ -66,7 +66,7 @@ class States:
         for record in records:
             disk = await self._disk(record)
             found = figures.get(record.storage_name)
-            status = self._lifecycle.status(record)
+            status = self._lifecycle.shown_status(record)
             states.append(_state(status, disk, found, host_links))
         return states
 

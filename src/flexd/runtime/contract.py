@@ -64,6 +64,7 @@ class ContainerSpec(Struct, frozen=True):
     lxcfs: bool = True
     seccomp_profile: str = ""  # path; empty: none
     apparmor_profile: str = ""
+    guest_api: str = ""  # directory of the guest API's socket; empty: none
     stop_signal: str = ""
     raw: str = ""  # raw.lxc, appended last
 

@@ -32,6 +32,8 @@ KERNEL_DIRECTORIES = (
 # (`lxc.autodev`). These two are safe to share, since opening them needs no capability in the initial namespace.
 _DEVICES = ("/dev/fuse", "/dev/net/tun")
 
+_GUEST_API_OPTIONS = ("bind", "ro", "nosuid", "nodev", "noexec", "create=dir")
+
 # Files that tell about the whole machine, and what lxcfs(1) shows instead.
 LXCFS_FILES = (
     "proc/cpuinfo",
@@ -198,6 +200,10 @@ def _file_systems(spec: ContainerSpec, facts: HostFacts) -> Iterator[Line]:
         for file in LXCFS_FILES:
             kind = "dir" if file.startswith("sys/") else "file"
             yield _mount(MountSpec(f"{facts.lxcfs}/{file}", file, options=("bind", f"create={kind}", "optional")))
+    if spec.guest_api:
+        # Read-only, also for a privileged root, who could otherwise put a socket of his own before everybody's.
+        for target in ("dev/lxd", "dev/incus"):
+            yield _mount(MountSpec(spec.guest_api, target, options=_GUEST_API_OPTIONS))
     for mount in spec.mounts:
         yield _mount(mount)
 

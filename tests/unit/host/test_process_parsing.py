@@ -6,7 +6,7 @@ import os
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexd.host.processes import identify, parse_stat
+from flexd.host.process_table import identify, parse_stat
 
 _AFTER_NAME = "S 1 10 10 0 -1 4194560 100 0 0 0 5 6 0 0 20 0 1 0 {start} 1000 20 18446744073709551615"
 

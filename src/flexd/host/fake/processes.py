@@ -5,10 +5,11 @@ import asyncio
 import inspect
 import itertools
 import signal as signals
+import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
-from flexd.host.contract import CommandFailed, Completed, ProcessRef, Spawned
+from flexd.host.contract import CommandFailed, Completed, Peer, ProcessRef, Spawned
 from flexd.host.fake.recorder import Recorder
 from flexd.host.processes import LinuxProcesses
 from flexd.host.threads import Threads
@@ -81,6 +82,8 @@ class FakeProcesses:
         self._recorder = recorder
         self._real = LinuxProcesses(threads)
         self._pids = itertools.count(_FIRST_PID)
+
+        self.peers: dict[int, Peer] = {}  # by the pid that the kernel names; others are who they are
 
     # --- for tests -----------------------------------------------------------------------------------------------
 
@@ -178,6 +181,16 @@ class FakeProcesses:
         if child is None:
             return await self._real.command_line(pid)
         return child.argv if child.returncode is None else []
+
+    async def peer(self, connection: socket.socket) -> Peer | None:
+        self._recorder.note_reading("processes.peer")
+        found = await self._real.peer(connection)
+        return None if found is None else self.peers.get(found.process.pid, found)
+
+    async def pid_namespaces(self, process: ProcessRef) -> tuple[int, ...]:
+        """Of a process that is only pretended: one of its own."""
+        self._recorder.note_reading("processes.pid_namespaces", process.pid)
+        return await self._real.pid_namespaces(process) or (process.pid, 1)
 
     async def children(self, pid: int) -> list[int]:
         self._recorder.note_reading("processes.children", pid)
