@@ -27,6 +27,7 @@ from flexd.api.image import (
 )
 from flexd.api.times import now
 from flexd.host.contract import Host
+from flexd.images.aliases import AliasNotFound
 from flexd.images.archive import Archives, UnpackFailed, free_space_fault
 from flexd.images.contract import ExportFiles, ImageNotFound, ImageRecord
 from flexd.images.depot import Depot
@@ -329,8 +330,11 @@ class Images:
     def alias_names(self, project: str) -> list[str]:
         return self._aliases.names(project)
 
-    def show_alias(self, project: str, name: str) -> ImageAliasesEntry:
-        return self._aliases.show(project, name)
+    def show_alias(self, project: str, name: str, *, public_only: bool = False) -> ImageAliasesEntry:
+        alias = self._aliases.show(project, name)
+        if public_only and not self._registry.find(project, alias.target).value.public:
+            raise AliasNotFound
+        return alias
 
     async def create_alias(self, project: str, post: ImageAliasesPost) -> None:
         await self._aliases.create(project, post)

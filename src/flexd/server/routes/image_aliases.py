@@ -30,10 +30,8 @@ async def create_alias(call: Call) -> web.Response:
 
 async def show_alias(call: Call) -> web.Response:
     """To those who are not trusted: only names of public images."""
-    images = call.services.images
-    alias = images.show_alias(call.project, call.param("name"))
-    if not call.caller.trusted:
-        images.check_readable(call.project, alias.target, "")
+    name, public_only = call.param("name"), not call.caller.trusted
+    alias = call.services.images.show_alias(call.project, name, public_only=public_only)
     return responses.sync(alias, editable=narrow(alias, ImageAliasesEntryPut))
 
 
