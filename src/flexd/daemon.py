@@ -18,6 +18,7 @@ from pathlib import Path
 
 from flexd.api.errors import FlexdError
 from flexd.api.times import now
+from flexd.api.units import is_true
 from flexd.configuration import configuration
 from flexd.devices.contract import Parts
 from flexd.devices.devices import Devices
@@ -56,10 +57,17 @@ from flexd.runtime.contract import Runtime
 from flexd.runtime.lxc import LxcRuntime
 from flexd.server.app import Server
 from flexd.server.config import ServerConfig
+from flexd.server.connections import Connections
 from flexd.server.environment import Environment
 from flexd.server.guest.server import GuestServer
+from flexd.server.identity import Identity
 from flexd.server.listener import inherited, open_unix
+from flexd.server.listeners import Listeners
+from flexd.server.network_keys import TRUST_CA
+from flexd.server.password import Guesses
 from flexd.server.services import Services
+from flexd.server.tokens import Tokens
+from flexd.server.trust import Certificates
 from flexd.storage.pools import Pools
 from flexd.storage.volumes import Volumes
 from flexd.store.mirror import StoreMirror
@@ -94,8 +102,10 @@ class Daemon:
         journal: Journal,
         features: Features,
         events: Events,
+        identity: Identity,
     ) -> None:
         self.directory = directory
+        self._identity = identity
         self._host = host
         self._store = store
         self._mirror = mirror
@@ -104,6 +114,7 @@ class Daemon:
         self.events = events
         self.operations = Operations(events)
         self.config = ServerConfig(mirror, events)
+        self._compose_trust(mirror)
         locks = Locks()
         self.pools = Pools(
             host=host,
@@ -279,6 +290,20 @@ class Daemon:
         self.volumes.set_used_by(registry.users_of_volume)
         self.networks.set_used_by(self.ports.users_of)
 
+    def _compose_trust(self, mirror: StoreMirror) -> None:
+        """Who may come in over the network, and where."""
+        self.certificates = Certificates(
+            mirror,
+            self.events,
+            authority=lambda: self._identity.authority,
+            signature_suffices=lambda: is_true(self.config.get(TRUST_CA)),
+        )
+        self.connections = Connections(self.certificates.is_trusted)
+        self.certificates.on_loss(self.connections.drop)
+        self.listeners = Listeners(self._identity, self.connections, self._host.links)
+        self.config.guard(self.listeners.changing)
+        self.tokens = Tokens(self.operations)
+
     async def services(self) -> Services:
         """What the routes call; complete once `start` is done."""
         return Services(
@@ -301,6 +326,12 @@ class Daemon:
             volumes=self.volumes,
             config=self.config,
             environment=await Environment.probe(self._host, self.runtime, self.pools),
+            identity=self._identity,
+            listeners=self.listeners,
+            connections=self.connections,
+            certificates=self.certificates,
+            tokens=self.tokens,
+            guesses=Guesses(),
             configuration=configuration(),
         )
 
@@ -346,6 +377,7 @@ class Daemon:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.tokens.close()
         await self.operations.close()
         await self.guest_server.stop()
         await self.lifecycle.close()
@@ -373,6 +405,7 @@ async def open_daemon(directory: Path, *, host: Host, runtime: Runtime, terminal
         journal=await Journal.open(database / "journal.db"),
         features=await host.machine.features(),
         events=Events(),
+        identity=await Identity.open(directory),
     )
 
 

@@ -10,17 +10,22 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
+from functools import partial
 from importlib.metadata import version
 
 from aiohttp import hdrs, web
 
-from flexd.api.errors import Forbidden
+from flexd.api.units import is_true
 from flexd.operations.context import current_requestor
 from flexd.operations.contract import Requestor
-from flexd.server import responses, routes
+from flexd.server import access, responses, routes
+from flexd.server.browsers import browser_headers
 from flexd.server.call import Call
+from flexd.server.config import ServerConfig
+from flexd.server.connections import Connections
 from flexd.server.endpoint import Endpoint, Handler
-from flexd.server.peers import Peers
+from flexd.server.network_keys import METRICS_AUTHENTICATION
+from flexd.server.peers import Peers, tls_of
 from flexd.server.services import Services
 from flexd.server.websocket import OpenSockets
 
@@ -37,6 +42,7 @@ _SHUTDOWN_S = 5.0
 # The answer of the current request, once its headers are out.
 _started: ContextVar[web.StreamResponse | None] = ContextVar("started", default=None)
 _OPEN_SOCKETS = web.AppKey("open_sockets", OpenSockets)
+_CONNECTIONS = web.AppKey("connections", Connections)
 
 
 def endpoints() -> list[Endpoint]:
@@ -49,10 +55,12 @@ _ENDPOINTS = endpoints()
 
 
 def build_app(services: Services) -> web.Application:
-    peers = Peers()
+    peers = Peers(services.certificates, services.connections)
     app = web.Application(middlewares=[_middleware], client_max_size=_MAX_BODY_BYTES)
     app[_OPEN_SOCKETS] = OpenSockets()
+    app[_CONNECTIONS] = services.connections
     app.on_response_prepare.append(_remember_started)
+    app.on_response_prepare.append(partial(_tell_browsers, services.config))
     app.on_shutdown.append(_close_sockets)
     for endpoint in sorted(_ENDPOINTS, key=_variable_last):
         for path in endpoint.paths():
@@ -68,21 +76,25 @@ def _variable_last(endpoint: Endpoint) -> tuple[int, str]:
 def _add(router: web.UrlDispatcher, path: str, endpoint: Endpoint, services: Services, peers: Peers) -> None:
     resource = router.add_resource(path)
     for method, handler in endpoint.handlers.items():
-        bound = _bind(handler, method in endpoint.allow_untrusted, services, peers)
+        bound = _bind(endpoint, path, method, handler, services, peers)
         resource.add_route(method, bound)
         if method == hdrs.METH_GET and hdrs.METH_HEAD not in endpoint.handlers:
             resource.add_route(hdrs.METH_HEAD, bound)
 
 
 def _bind(
-    handler: Handler, allow_untrusted: bool, services: Services, peers: Peers
+    endpoint: Endpoint, path: str, method: str, handler: Handler, services: Services, peers: Peers
 ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    for_strangers = method in endpoint.allow_untrusted
+
     async def handle(request: web.Request) -> web.StreamResponse:
         caller = await peers.caller(request)
-        if not caller.trusted and not allow_untrusted:
-            raise Forbidden("not authorized")
+        for_all = path == access.METRICS and not is_true(services.config.get(METRICS_AUTHENTICATION))
+        access.check(caller, path, method, for_strangers=for_strangers, metrics_for_all=for_all)
         current_requestor.set(Requestor(caller.username, caller.protocol, caller.address))
         call = Call(request, services, caller, request.app[_OPEN_SOCKETS])
+        named, everywhere = bool(call.query("project")), call.flag("all-projects")
+        access.check_project(caller, path, method, call.project, named=named, all_projects=everywhere)
         call.check_project()
         return await handler(call)
 
@@ -94,6 +106,23 @@ async def _middleware(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
     """A request id, the log line, and every exception turned into an envelope."""
+    connection = tls_of(request)
+    if connection is None:
+        return await _answer(request, handler)
+    connections = request.app[_CONNECTIONS]
+    connections.begin_request(connection)
+    try:
+        response = await _answer(request, handler)
+    finally:
+        connections.end_request(connection)
+    if connections.is_doomed(connection):
+        response.force_close()
+    return response
+
+
+async def _answer(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
     request_id = secrets.token_hex(6)
     started = time.monotonic()
     _started.set(None)
@@ -129,14 +158,21 @@ async def _remember_started(_request: web.Request, response: web.StreamResponse)
     _started.set(response)
 
 
+async def _tell_browsers(config: ServerConfig, request: web.Request, response: web.StreamResponse) -> None:
+    if hdrs.ORIGIN in request.headers:
+        response.headers.update(browser_headers(config))
+
+
 async def _close_sockets(app: web.Application) -> None:
     await app[_OPEN_SOCKETS].close_all()
 
 
 class Server:
-    """Serves the API on sockets that listen already."""
+    """Serves the API on sockets that listen already, and on the network."""
 
     def __init__(self, services: Services) -> None:
+        self._listeners = services.listeners
+        self._config = services.config
         self._runner = web.AppRunner(
             build_app(services),
             handle_signals=False,
@@ -148,8 +184,16 @@ class Server:
 
     async def start(self, listeners: Sequence[socket.socket]) -> None:
         await self._runner.setup()
-        await asyncio.gather(*(web.SockSite(self._runner, listener).start() for listener in listeners))
+        protocols = self._runner.server
+        assert protocols is not None, "setup() made it"
+        plain = [listener for listener in listeners if listener.family == socket.AF_UNIX]
+        await asyncio.gather(*(web.SockSite(self._runner, listener).start() for listener in plain))
+        await self._listeners.start(protocols, self._config.stored())
+        for listener in listeners:
+            if listener not in plain:
+                await self._listeners.adopt(listener)
 
     async def stop(self) -> None:
         """No new connections; requests under way may finish; websockets are told that the server goes away."""
+        await self._listeners.close()
         await self._runner.cleanup()

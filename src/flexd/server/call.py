@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One request as a handler sees it: who asks, which project, path, query and body; and the services."""
 
+import asyncio
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -8,7 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 from aiohttp import web
 
-from flexd.api.errors import BadRequest, NotFound
+from flexd.api.errors import BadRequest, FlexdError, NotFound
 from flexd.api.units import is_true
 from flexd.server.decode import decode, merged
 from flexd.server.etag import check_etag
@@ -20,14 +21,37 @@ from flexd.server.websocket import OpenSockets
 T = TypeVar("T", bound=msgspec.Struct)
 
 
+# A JSON body that has not arrived by then is given up: a stranger's holds a certificate, others' up to 16 MiB.
+_BODY_S, _STRANGERS_BODY_S = 300.0, 20.0
+
+
+class TooSlow(FlexdError):
+    status = 408
+
+
 @dataclass(frozen=True)
 class Caller:
-    """Who is at the other end. Whoever may open the unix socket is trusted: root and the socket's group."""
+    """Who is at the other end. Whoever may open the unix socket is trusted: root and the socket's group.
+
+    `projects`: those a `restricted` certificate may use. `reason`: why a certificate is not trusted."""
 
     username: str
     protocol: str
     address: str
     trusted: bool
+    fingerprint: str = ""
+    kind: str = "client"
+    restricted: bool = False
+    projects: tuple[str, ...] = ()
+    reason: str = ""
+    metrics_only: bool = False
+
+    @property
+    def is_admin(self) -> bool:
+        return self.trusted and not self.restricted
+
+    def may_use(self, project: str) -> bool:
+        return not self.restricted or project in self.projects
 
 
 @dataclass
@@ -64,7 +88,7 @@ class Call:
             return (self.project,)
         if self.query("project"):
             raise BadRequest("Cannot specify a project when requesting all projects")
-        return PROJECTS
+        return tuple(project for project in PROJECTS if self.caller.may_use(project))
 
     @property
     def recursion(self) -> int:
@@ -77,15 +101,22 @@ class Call:
         return parse_filter(self.query("filter"))
 
     async def body(self, kind: type[T]) -> T:
-        return decode(await self.request.read(), kind)
+        return decode(await self._read(), kind)
 
     async def optional_body(self, kind: type[T]) -> T:
         """For the few calls that LXD's clients make without a body."""
-        return decode(await self.request.read() or b"{}", kind)
+        return decode(await self._read() or b"{}", kind)
 
     async def patched(self, current: T) -> T:
         """The PATCH of what is now: current members, replaced by those sent."""
-        return merged(await self.request.read(), current)
+        return merged(await self._read(), current)
+
+    async def _read(self) -> bytes:
+        try:
+            async with asyncio.timeout(_BODY_S if self.caller.trusted else _STRANGERS_BODY_S):
+                return await self.request.read()
+        except TimeoutError as error:
+            raise TooSlow("Failed reading the request's body: it arrives too slowly") from error
 
     def check_etag(self, editable: msgspec.Struct) -> None:
         check_etag(self.request.headers.get("If-Match"), editable)

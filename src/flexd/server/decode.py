@@ -26,6 +26,8 @@ def parse_json(body: bytes) -> dict[str, Any]:
         value = msgspec.json.decode(body)
     except msgspec.DecodeError as error:
         raise BadRequest(f"Invalid JSON in the request's body: {error}") from error
+    except RecursionError as error:
+        raise BadRequest("Invalid JSON in the request's body: it is nested too deeply") from error
     if value is None:
         return {}
     if not isinstance(value, dict):

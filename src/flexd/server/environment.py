@@ -60,11 +60,25 @@ class Environment:
             storage_drivers=await pools.drivers(),
         )
 
-    def show(self, project: str, pools: Iterable[StoragePool]) -> ServerEnvironment:
-        """`storage` names the drivers in use, as LXD does: `dir | overlay`."""
+    def show(
+        self,
+        project: str,
+        pools: Iterable[StoragePool],
+        *,
+        addresses: list[str],
+        certificate: str,
+        certificate_fingerprint: str,
+    ) -> ServerEnvironment:
+        """`storage` names the drivers in use, as LXD does: `dir | overlay`. `addresses`: where clients get in."""
         used = sorted({pool.driver for pool in pools})
         versions = {driver.Name: driver.Version for driver in self._storage_drivers}
-        shown = msgspec.structs.replace(self._fixed, project=project)
+        shown = msgspec.structs.replace(
+            self._fixed,
+            project=project,
+            addresses=addresses,
+            certificate=certificate,
+            certificate_fingerprint=certificate_fingerprint,
+        )
         shown.storage = " | ".join(used)
         shown.storage_version = " | ".join(versions.get(name, "") for name in used)
         return shown

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is at the other end of a connection: SO_PEERCRED of a unix socket (unix(7))."""
+"""Who is at the other end of a connection: the certificate it showed, or SO_PEERCRED of a unix socket (unix(7))."""
 
 import asyncio
 import pwd
@@ -9,24 +9,58 @@ import struct
 from aiohttp import web
 
 from flexd.server.call import Caller
+from flexd.server.connections import Connections
+from flexd.server.tls import TlsConnection
+from flexd.server.trust import Certificates
 
 _UCRED = struct.Struct("iII")
 
 
-class Peers:
-    """Remembers user names: looking one up may ask a directory server (nsswitch.conf(5))."""
+def tls_of(request: web.BaseRequest) -> TlsConnection | None:
+    """The TLS connection that a request came over."""
+    found = request.get_extra_info("tls")
+    return found if isinstance(found, TlsConnection) else None
 
-    def __init__(self) -> None:
+
+class Peers:
+    """Asked for every request: what a certificate may can change while its connection is open."""
+
+    def __init__(self, certificates: Certificates, connections: Connections) -> None:
+        self._certificates = certificates
+        self._connections = connections
+        # User names: looking one up may ask a directory server (nsswitch.conf(5)).
         self._names: dict[int, str] = {}
 
     async def caller(self, request: web.Request) -> Caller:
-        """The caller. The socket's mode (0660, root and its group) already decided who may connect."""
-        connection = request.get_extra_info("socket")
-        if connection is None or connection.family != socket.AF_UNIX:
+        connection = tls_of(request)
+        if connection is not None:
+            return self._by_certificate(connection)
+        plain = request.get_extra_info("socket")
+        if plain is None or plain.family != socket.AF_UNIX:
             return Caller("", "tls", request.remote or "", trusted=False)
-        raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        # The socket's mode (0660, root and its group) already decided who may connect.
+        raw = plain.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
         _pid, uid, _gid = _UCRED.unpack(raw)
         return Caller(await self._name(uid), "unix", "@", trusted=True)
+
+    def _by_certificate(self, connection: TlsConnection) -> Caller:
+        verdict = self._certificates.judge(connection.peer)
+        if verdict.trusted:
+            self._connections.admit(connection)
+        fingerprint = "" if connection.peer is None else connection.peer.fingerprint
+        return Caller(
+            username=fingerprint,
+            protocol="tls",
+            address=connection.address,
+            # One that is trusted with metrics is a stranger to everything else, as in LXD.
+            trusted=verdict.trusted and verdict.kind == "client",
+            fingerprint=fingerprint,
+            kind=verdict.kind,
+            restricted=verdict.restricted,
+            projects=verdict.projects,
+            reason=verdict.reason,
+            metrics_only=connection.metrics_only,
+        )
 
     async def _name(self, uid: int) -> str:
         if uid not in self._names:

@@ -21,7 +21,13 @@ from flexd.network.networks import Networks
 from flexd.operations.events import Events
 from flexd.operations.operations import Operations
 from flexd.server.config import ServerConfig
+from flexd.server.connections import Connections
 from flexd.server.environment import Environment
+from flexd.server.identity import Identity
+from flexd.server.listeners import Listeners
+from flexd.server.password import Guesses
+from flexd.server.tokens import Tokens
+from flexd.server.trust import Certificates
 from flexd.storage.pools import Pools
 from flexd.storage.volumes import Volumes
 
@@ -49,4 +55,10 @@ class Services:
     volumes: Volumes
     config: ServerConfig
     environment: Environment
+    identity: Identity
+    listeners: Listeners
+    connections: Connections
+    certificates: Certificates
+    tokens: Tokens
+    guesses: Guesses
     configuration: Mapping[str, Sequence[Key]] = field(default_factory=dict)

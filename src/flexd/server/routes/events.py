@@ -2,11 +2,12 @@
 """`/1.0/events`: a websocket of operation, lifecycle and logging events."""
 
 import asyncio
+from collections.abc import Sequence
 
 import msgspec
 from aiohttp import web
 
-from flexd.api.errors import BadRequest
+from flexd.api.errors import BadRequest, Forbidden
 from flexd.api.event import Event
 from flexd.operations.events import Subscription
 from flexd.server.call import Call
@@ -22,10 +23,12 @@ _encoder = msgspec.json.Encoder()
 
 async def follow_events(call: Call) -> web.StreamResponse:
     """Subscribed before the 101 is sent: a client that then starts an operation misses nothing of it."""
-    kinds = [kind for kind in call.query("type").split(",") if kind] or _KINDS
+    kinds = [kind for kind in call.query("type").split(",") if kind] or list(_KINDS)
     for kind in kinds:
         if kind not in _KINDS:
             raise BadRequest(f'"{kind}" isn\'t a supported event type')
+    if call.caller.restricted:
+        kinds = _check_restricted(call, kinds)
     project = None if len(call.projects) > 1 or call.flag("all-projects") else call.project
     channel = WebSocketChannel(call.request, call.sockets, heartbeat_s=_HEARTBEAT_S)
     with call.services.events.subscribe(kinds, project) as stream:
@@ -33,6 +36,13 @@ async def follow_events(call: Call) -> web.StreamResponse:
         await _until_either_ends(stream, channel)
     await channel.close()
     return channel.response
+
+
+def _check_restricted(call: Call, kinds: Sequence[str]) -> list[str]:
+    """The daemon's log is about everybody; one listener hears one project, or all."""
+    if call.flag("all-projects") or (call.query("type") and "logging" in kinds):
+        raise Forbidden("not authorized")
+    return [kind for kind in kinds if kind != "logging"]
 
 
 async def _until_either_ends(stream: Subscription, channel: WebSocketChannel) -> None:

@@ -11,7 +11,8 @@ from flexd.server.projects import PROJECTS
 
 async def show_metrics(call: Call) -> web.Response:
     """Of one project if it is named, else of all, as LXD does."""
-    projects = (call.project,) if call.query("project") else PROJECTS
+    allowed = [project for project in PROJECTS if call.caller.may_use(project)]
+    projects = (call.project,) if call.query("project") else allowed
     found = [instance for project in projects for instance in await call.services.states.full(project)]
     return web.Response(body=render_metrics(found), content_type="text/plain")
 

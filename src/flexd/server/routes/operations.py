@@ -11,13 +11,23 @@ from flexd.operations.operations import Operation
 from flexd.server import responses
 from flexd.server.call import Call
 from flexd.server.endpoint import Endpoint
+from flexd.server.peers import tls_of
 from flexd.server.websocket import WebSocketChannel
 
 _SECRET_IS_ENOUGH = frozenset({"GET"})  # a migration's other daemon knows the secret, and is not trusted here
 
 
 def _operation(call: Call) -> Operation:
-    return call.services.operations.get(call.param("id"))
+    operation = call.services.operations.get(call.param("id"))
+    if not _visible(call, operation):
+        raise Forbidden("not authorized")
+    return operation
+
+
+def _visible(call: Call, operation: Operation) -> bool:
+    """A restricted certificate sees those of its projects, and no tokens: they hold the secrets of others."""
+    caller = call.caller
+    return caller.is_admin or not caller.trusted or (caller.may_use(operation.project) and operation.kind != "token")
 
 
 async def list_operations(call: Call) -> web.Response:
@@ -25,6 +35,8 @@ async def list_operations(call: Call) -> web.Response:
     grouped: dict[str, list[Any]] = {}
     for project in call.projects:
         for operation in call.services.operations.list(project):
+            if not _visible(call, operation):
+                continue
             shown = operation.render() if call.recursion else f"/1.0/operations/{operation.id}"
             grouped.setdefault(operation.status.lower(), []).append(shown)
     return responses.sync(grouped)
@@ -56,6 +68,8 @@ async def connect_websocket(call: Call) -> web.StreamResponse:
         raise BadRequest("missing secret")
     channel = WebSocketChannel(call.request, call.sockets)
     operation.connect(secret, channel)
+    if (connection := tls_of(call.request)) is not None:
+        call.services.connections.exempt(connection)  # another server's, which is not trusted and migrates here
     await channel.open()
     waits = [asyncio.create_task(channel.pump()), asyncio.create_task(operation.wait())]
     try:

@@ -3,7 +3,7 @@
 
 from aiohttp import web
 
-from flexd.api.errors import NotFound, NotSupported
+from flexd.api.errors import Forbidden, NotFound, NotSupported
 from flexd.api.project import ProjectPut, ProjectState, ProjectStateResource
 from flexd.server import responses
 from flexd.server.call import Call
@@ -18,6 +18,8 @@ _UNLIMITED = -1
 
 def _name(call: Call) -> str:
     name = call.param("name")
+    if not call.caller.may_use(name):
+        raise Forbidden("not authorized")
     if name not in PROJECTS:
         raise NotFound("Project not found")
     return name
@@ -35,11 +37,12 @@ def _used_by(call: Call, project: str) -> list[str]:
 
 
 async def list_projects(call: Call) -> web.Response:
+    names = [name for name in PROJECTS if call.caller.may_use(name)]
     return list_response(
         call,
         _URL,
-        lambda _project: PROJECTS,
-        lambda _project: [show_project(name, _used_by(call, name)) for name in PROJECTS],
+        lambda _project: names,
+        lambda _project: [show_project(name, _used_by(call, name)) for name in names],
     )
 
 

@@ -27,11 +27,15 @@ async def show_server(call: Call) -> web.Response:
         return responses.sync(_public())
     services = call.services
     editable = _editable(call)
-    server = Server(
-        **msgspec.structs.asdict(_public()),
-        config=editable.config,
-        environment=services.environment.show(call.project, services.pools.show_all()),
+    environment = services.environment.show(
+        call.project,
+        services.pools.show_all(),
+        addresses=await services.listeners.reachable(),
+        certificate=services.identity.certificate,
+        certificate_fingerprint=services.identity.fingerprint,
     )
+    config = editable.config if call.caller.is_admin else {}
+    server = Server(**msgspec.structs.asdict(_public()), config=config, environment=environment)
     server.auth = "trusted"
     return responses.sync(server, editable=editable)
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """`/1.0/storage-pools`."""
 
+import msgspec
 from aiohttp import web
 
-from flexd.api.storage_pool import StoragePoolPut, StoragePoolsPost
+from flexd.api.storage_pool import StoragePool, StoragePoolPut, StoragePoolsPost
 from flexd.server import responses
 from flexd.server.call import Call
 from flexd.server.decode import narrow
@@ -17,9 +18,16 @@ def _editable(call: Call) -> StoragePoolPut:
     return narrow(call.services.pools.show(call.param("pool")), StoragePoolPut)
 
 
+def _shown(call: Call, pool: StoragePool) -> StoragePool:
+    """Where a pool lies on the host is not for certificates that are restricted to projects, as in LXD."""
+    return pool if call.caller.is_admin else msgspec.structs.replace(pool, config={})
+
+
 async def list_pools(call: Call) -> web.Response:
     pools = call.services.pools
-    return list_response(call, _URL, lambda _project: pools.names(), lambda _project: pools.show_all())
+    return list_response(
+        call, _URL, lambda _project: pools.names(), lambda _project: [_shown(call, pool) for pool in pools.show_all()]
+    )
 
 
 async def create_pool(call: Call) -> web.Response:
@@ -29,7 +37,7 @@ async def create_pool(call: Call) -> web.Response:
 
 
 async def show_pool(call: Call) -> web.Response:
-    pool = call.services.pools.show(call.param("pool"))
+    pool = _shown(call, call.services.pools.show(call.param("pool")))
     return responses.sync(pool, editable=narrow(pool, StoragePoolPut))
 
 
