@@ -114,38 +114,44 @@ class Terminal:
         self.process.send_signal(signal.SIGWINCH)  # as a terminal emulator causes it
 
     def end(self) -> int:
-        status = self.process.wait(timeout=30)
+        return self.process.wait(timeout=30)
+
+    def __enter__(self) -> "Terminal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
         os.close(self.master)
-        return status
 
 
 def test_a_terminal_its_size_and_its_keys(tiny: Machine, running: str) -> None:
-    script = "stty size; until stty size | grep '50 132'; do :; done; trap 'echo got it; exit 3' INT; echo go; sleep 60"
-    terminal = Terminal(tiny, "exec", running, "--", "sh", "-c", script)
-    terminal.read_until(b"30 100")
-    terminal.resize(50, 132)
-    terminal.read_until(b"go\r\n")
-    terminal.write(b"\x03")
-    terminal.read_until(b"got it")
-    assert terminal.end() == 3
+    wait, trap = "until stty size | grep '50 132'; do :; done", "trap 'echo got it; exit 3' INT"
+    script = f"stty size; {wait}; {trap}; echo go; while :; do sleep 0.1; done"
+    with Terminal(tiny, "exec", running, "--", "sh", "-c", script) as terminal:
+        terminal.read_until(b"30 100")
+        terminal.resize(50, 132)
+        terminal.read_until(b"go\r\n")
+        terminal.write(b"\x03")
+        terminal.read_until(b"got it")
+        assert terminal.end() == 3
 
 
 def test_a_signal_for_the_command(tiny: Machine, running: str) -> None:
     script = "trap 'exit 5' TERM; echo ready; while :; do sleep 0.1; done"
     argv = [FLEXC, "exec", running, "--", "sh", "-c", script]
-    process = subprocess.Popen(argv, env=tiny.environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"ready\n"
-    process.terminate()
-    assert process.wait(timeout=30) == 5
-    process.stdout.close()
+    with subprocess.Popen(argv, env=tiny.environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        process.terminate()
+        assert process.wait(timeout=30) == 5
 
 
 def test_the_console(tiny: Machine, running: str) -> None:
-    terminal = Terminal(tiny, "console", running)
-    terminal.read_until(b"<ctrl>+a q")
-    terminal.write(b"\r\x01q")
-    assert terminal.end() == 0
+    with Terminal(tiny, "console", running) as terminal:
+        terminal.read_until(b"<ctrl>+a q")
+        terminal.write(b"\r\x01q")
+        assert terminal.end() == 0
     assert "Console log" in tiny.flexc("console", running, "--show-log").stdout
 
 
@@ -154,7 +160,7 @@ def test_files_and_trees(tiny: Machine, running: str, tmp_path: Path) -> None:
     (tree / "deep" / "er").mkdir(parents=True)
     (tree / "deep" / "er" / "file").write_bytes(os.urandom(300_000))
     (tree / "link").symlink_to("deep/er/file")
-    tiny.flexc("file", "push", "-r", str(tree), f"{running}/srv/", "--uid=1000", "--gid=1001")
+    tiny.flexc("file", "push", "-rp", str(tree), f"{running}/srv/", "--uid=1000", "--gid=1001")
     shown = tiny.flexc("exec", running, "--", "stat", "-c", "%u %g", "/srv/tree/deep/er/file").stdout
     assert shown == "1000 1001\n"
     tiny.flexc("file", "pull", "-r", f"{running}/srv/tree", str(tmp_path / "back"))
@@ -167,9 +173,11 @@ def test_files_and_trees(tiny: Machine, running: str, tmp_path: Path) -> None:
     assert tiny.flexc("exec", running, "--", "ls", "/srv").stdout == ""
 
 
-def test_configuration_while_it_runs(tiny: Machine, running: str, tmp_path: Path) -> None:
-    (tmp_path / "here").write_text("")
-    tiny.flexc("config", "device", "add", running, "place", "disk", f"source={tmp_path}", "path=/mnt/place")
+def test_configuration_while_it_runs(tiny: Machine, running: str, state_root: Path) -> None:
+    place = state_root / "place"  # pytest's own directories can be read by nobody else
+    place.mkdir(mode=0o755)
+    (place / "here").write_text("")
+    tiny.flexc("config", "device", "add", running, "place", "disk", f"source={place}", "path=/mnt/place")
     assert "here" in tiny.flexc("exec", running, "--", "ls", "/mnt/place").stdout
     tiny.flexc("config", "device", "remove", running, "place")
     tiny.flexc("config", "edit", running, stdin=b"config:\n  user.edited: 1\nprofiles: [default]\n")
@@ -190,19 +198,24 @@ def test_images_come_and_go(tiny: Machine, tmp_path: Path) -> None:
 
 def test_events_are_told(tiny: Machine) -> None:
     argv = [FLEXC, "monitor", "--pretty", "--type=lifecycle"]
-    monitor = subprocess.Popen(argv, env=tiny.environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
-    assert monitor.stdout is not None
+    with subprocess.Popen(argv, env=tiny.environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as monitor:
+        assert monitor.stdout is not None
+        fd = monitor.stdout.fileno()
+        heard = b""
 
-    def heard() -> bool:
-        tiny.flexc("profile", "create", "loud")
-        tiny.flexc("profile", "delete", "loud")
-        return bool(select.select([monitor.stdout], [], [], 0.1)[0])
+        def told() -> bool:
+            # Again and again: it is not told when the monitor begins to listen.
+            nonlocal heard
+            tiny.flexc("profile", "create", "loud")
+            tiny.flexc("profile", "delete", "loud")
+            while select.select([fd], [], [], 0.1)[0]:
+                heard += os.read(fd, 65536)
+            return b" profile-created /1.0/profiles/loud" in heard
 
-    wait_until(heard)
-    assert b"profile-created /1.0/profiles/loud" in monitor.stdout.readline()
-    monitor.terminate()
-    monitor.wait(timeout=30)
-    monitor.stdout.close()
+        try:
+            wait_until(told)
+        finally:
+            monitor.terminate()
 
 
 def test_setting_up_an_empty_machine(state_root: Path) -> None:

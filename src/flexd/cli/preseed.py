@@ -122,6 +122,8 @@ class Preseed:
             self._created.append(path)
             return f"{noun} {wanted['name']} created"
         merged = {key: _merged(reply.metadata.get(key), wanted.get(key)) for key in fields}
+        if all(merged[key] == reply.metadata.get(key) for key in fields):
+            return f"{noun} {wanted['name']} is as it should be"
         self._context.perform(self._client, "PUT", path, merged, etag=reply.etag)
         return f"{noun} {wanted['name']} updated"
 

@@ -26,7 +26,7 @@ class RawTerminal:
             import tty
 
             self._saved = termios.tcgetattr(self._fd)
-            tty.setraw(self._fd)
+            tty.setraw(self._fd, termios.TCSANOW)  # the default would throw away what was typed already
         return self
 
     def __exit__(
