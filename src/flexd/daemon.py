@@ -22,6 +22,7 @@ from flexd.api.units import is_true
 from flexd.configuration import configuration
 from flexd.devices.contract import Parts
 from flexd.devices.devices import Devices
+from flexd.devices.hotplug import Hotplug
 from flexd.host.contract import Features, Host
 from flexd.host.linux import LinuxHost
 from flexd.host.terminals import LinuxTerminals, Terminals
@@ -138,7 +139,8 @@ class Daemon:
             settings=self.config.get,
         )
         self.upkeep = Upkeep(images=self.images, operations=self.operations, settings=self.config.get, started_at=now())
-        parts = Parts(host, self.pools, self.networks, runtime, daemon_id(directory))
+        self._hotplug = Hotplug(host)
+        parts = Parts(host, self.pools, self.networks, runtime, self._hotplug, daemon_id(directory))
         self.devices = Devices(parts)
         self.registry = Registry(mirror)
         self._compose_instances(terminals, locks, features)
@@ -381,6 +383,7 @@ class Daemon:
         await self.operations.close()
         await self.guest_server.stop()
         await self.lifecycle.close()
+        await self._hotplug.close()
         await self.networks.stop()
         await self.runtime.close()
         await self.pools.close()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Devices: what an instance's `devices` entries turn into. One file per kind in `kinds/`, found by scanning."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
@@ -10,6 +11,7 @@ from msgspec import Struct, field
 from flexd.api.errors import Fault
 from flexd.api.idmap import IdMap
 from flexd.api.keys import Key, check_config
+from flexd.devices.hotplug import Hotplug
 from flexd.host.contract import Host
 from flexd.network.networks import Networks
 from flexd.runtime.contract import MountSpec, NicSpec, RunningContainer, Runtime
@@ -46,6 +48,7 @@ class Parts(Struct, frozen=True):
     pools: Pools
     networks: Networks
     runtime: Runtime
+    hotplug: Hotplug
     daemon_id: str  # tells this daemon's host-wide names from another's
 
 
@@ -67,8 +70,13 @@ class Kind:
 
     def __init__(self, parts: Parts) -> None:
         self.host, self.pools, self.networks = parts.host, parts.pools, parts.networks
-        self.runtime = parts.runtime
+        self.runtime, self.hotplug = parts.runtime, parts.hotplug
         self.daemon_id = parts.daemon_id
+
+    def token(self, context: DeviceContext) -> str:
+        """Names the device among all of the host; derived, so that a crash leaves nothing unknown."""
+        seed = f"{self.daemon_id}/{context.runtime_name}/{context.device}"
+        return hashlib.blake2s(seed.encode(), digest_size=6).hexdigest()
 
     def faults(self, device: str, config: Mapping[str, str]) -> list[Fault]:
         """What is wrong with the entry itself, without looking at the host."""
@@ -107,6 +115,9 @@ class Kind:
 
     async def activate(self, context: DeviceContext, container: RunningContainer) -> None:
         """What needs the running container: processes beside it, limits of its cgroup. `stop` takes it back."""
+
+    async def adopt(self, context: DeviceContext, container: RunningContainer) -> None:
+        """A restarted daemon found the container running: take up what `activate` began in the daemon itself."""
 
     async def deactivate(self, context: DeviceContext, container: RunningContainer) -> None:
         """Take back what `activate` did to the container itself (a limit), as it goes on without the device."""

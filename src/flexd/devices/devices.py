@@ -30,6 +30,8 @@ class Devices:
         return self._kinds.get((kind_type, self._subtype(config)))
 
     def _subtype(self, config: DeviceConfig) -> str:
+        if config.get("type") == "infiniband":
+            return config.get("nictype", "")
         if config.get("type") != "nic":
             return ""
         # extension: instance_nic_network - the network's type says which NIC it is
@@ -63,5 +65,7 @@ class Devices:
             return f'unsupported device type "{kind_type}" (this host has: {", ".join(known)})'
         if kind_type == "nic" and not config.get("nictype"):
             return 'a NIC needs a "network", or a "nictype" with its "parent"'
+        if kind_type == "infiniband" and not config.get("nictype"):
+            return 'an InfiniBand device needs a "nictype" (physical or sriov) and its "parent"'
         subtypes = sorted(subtype for kind, subtype in self._kinds if kind == kind_type and subtype)
         return f'unsupported nictype "{config.get("nictype", "")}" (this host has: {", ".join(subtypes)})'

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What NICs of several kinds share: key rows, checks, names, limits by tc(8) and nftables, routes."""
 
-import hashlib
 import ipaddress
 import re
 import secrets
@@ -145,11 +144,6 @@ class Nic(Kind):
         if not config.get("host_name") and not known.get("host_name"):
             new["host_name"] = f"{self.PREFIX}{secrets.token_hex(4)}"
         return new
-
-    def token(self, context: DeviceContext) -> str:
-        """Names this device among all of the host; derived, so that a crash leaves nothing unknown."""
-        seed = f"{self.daemon_id}/{context.runtime_name}/{context.device}"
-        return hashlib.blake2s(seed.encode(), digest_size=6).hexdigest()
 
     def inner_link(self, context: DeviceContext) -> str:
         """The container's end while it is still on the host."""

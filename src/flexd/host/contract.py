@@ -232,8 +232,8 @@ class Nodes(Protocol):
         ...
 
     async def of_usb(self, vendor: str, product: str) -> dict[str, Node]:
-        """Paths of the nodes that belong to USB devices of a vendor and (unless empty) a product, as four hex digits:
-        the device's own and those of its drivers (ttyUSB0, sda)."""
+        """Paths of the nodes that belong to USB devices of a vendor and a product (four hex digits; empty: any): the
+        device's own and those of its drivers (ttyUSB0, sda)."""
         ...
 
     async def has_class(self, name: str) -> bool:

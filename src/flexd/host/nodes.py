@@ -161,7 +161,7 @@ def _is_of_usb(device: Path, sysfs: Path, vendor: str, product: str) -> bool:
             return False
         found = _text(place / "idVendor").strip()
         if found:
-            return found == vendor and product in ("", _text(place / "idProduct").strip())
+            return vendor in ("", found) and product in ("", _text(place / "idProduct").strip())
     return False
 
 

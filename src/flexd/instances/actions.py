@@ -183,6 +183,11 @@ class Actions:
         ]
         return [(kind, context) for kind, context in found if kind is not None]
 
+    async def adopt(self, record: InstanceRecord, container: RunningContainer) -> None:
+        """A restarted daemon takes up what devices of a running container do in the daemon."""
+        for kind, context in self._parts(record):
+            await kind.adopt(context, container)
+
     async def _launch(self, args: Args, _progress: Progress) -> None:
         record, expanded = self._load(args)
         if await self._runtime.find(record.storage_name) is not None:

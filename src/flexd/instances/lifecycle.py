@@ -385,6 +385,7 @@ class Lifecycle:
             container = await self._runtime.find(record.storage_name)
             if container is not None:
                 self._watch(record, container, await self._runtime.frozen(container))
+                await self._actions.adopt(record, container)
             elif record.config.get("volatile.last_state.power") == "RUNNING":
                 gone.append(record)
         return gone

@@ -69,6 +69,28 @@ class ContainerSpec(Struct, frozen=True):
     raw: str = ""  # raw.lxc, appended last
 
 
+class ProxyAddress(Struct, frozen=True):
+    """kind "tcp", "udp" or "unix"; `host` is an address, or a path (`@name`: abstract)."""
+
+    kind: str
+    host: str
+    port: int = 0
+
+
+class ProxySpec(Struct, frozen=True):
+    """Connections to forward, (listen, connect) for each. `inside`: listen in the container and connect on the host,
+    else the other way round. The socket's owner and the ids to drop to are of the side that they are on."""
+
+    pairs: tuple[tuple[ProxyAddress, ProxyAddress], ...]
+    inside: bool = False
+    proxy_protocol: bool = False  # tell the sender by HAProxy's PROXY protocol, version 1
+    socket_uid: int = 0
+    socket_gid: int = 0
+    socket_mode: int = 0o644
+    drop_uid: int = 0
+    drop_gid: int = 0
+
+
 class RunningContainer(Struct, frozen=True):
     """`init` is the container's PID 1 as the host sees it; `monitor` is liblxc's process beside it."""
 
@@ -199,6 +221,17 @@ class Runtime(Protocol):
         ...
 
     async def deny_device(self, container: RunningContainer, rule: str) -> None: ...
+
+    async def start_proxy(self, container: RunningContainer, spec: ProxySpec, record: Path) -> None:
+        """A process that forwards from when this returns, and outlives the daemon. `record`: a file to name it in,
+        written before it forwards, so that it can be found after a crash."""
+        ...
+
+    async def proxy_runs(self, record: Path) -> bool: ...
+
+    async def stop_proxy(self, record: Path) -> None:
+        """End it and its connections, and remove the file; gone: no error."""
+        ...
 
     async def console(self, container: RunningContainer) -> int:
         """A file descriptor of the master of the container's console (/dev/console); one holder at a time."""

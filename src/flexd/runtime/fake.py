@@ -22,6 +22,7 @@ from flexd.runtime.contract import (
     Ended,
     ExecSpec,
     MountSpec,
+    ProxySpec,
     RunningContainer,
     StartFailed,
 )
@@ -93,6 +94,7 @@ class FakeRuntime:
         self.failing: dict[str, str] = {}  # name -> why its next start fails
         self.failing_calls: dict[str, str] = {}  # method ("add_mount") -> why it fails from now on
         self.ignoring_shutdown: set[str] = set()
+        self.proxies: dict[Path, ProxySpec] = {}  # those that run, by their record
 
     # --- what happens inside, for tests ------------------------------------------------------------------------------
 
@@ -216,6 +218,16 @@ class FakeRuntime:
     async def deny_device(self, container: RunningContainer, rule: str) -> None:
         if self._is_live(container):
             self._running[container.name].devices.discard(rule)
+
+    async def start_proxy(self, container: RunningContainer, spec: ProxySpec, record: Path) -> None:
+        self._raise_if_failing("start_proxy", container)
+        self.proxies[record] = spec
+
+    async def proxy_runs(self, record: Path) -> bool:
+        return record in self.proxies
+
+    async def stop_proxy(self, record: Path) -> None:
+        self.proxies.pop(record, None)
 
     def _raise_if_failing(self, method: str, container: RunningContainer) -> None:
         error = self.failing_calls.get(method)

@@ -15,7 +15,7 @@ import msgspec
 
 from flexd.api.errors import BadRequest, NotFound
 from flexd.api.idmap import IdMap
-from flexd.host.contract import Completed, Host, HostError
+from flexd.host.contract import Completed, Host, HostError, ProcessRef
 from flexd.runtime import freezer
 from flexd.runtime.command_socket import ask_processes
 from flexd.runtime.contract import (
@@ -25,6 +25,7 @@ from flexd.runtime.contract import (
     Ended,
     ExecSpec,
     MountSpec,
+    ProxySpec,
     RunningContainer,
     StartFailed,
 )
@@ -215,6 +216,29 @@ class LxcRuntime:
         request = {**self._address(container.name), "file": file, "value": rule}
         await self._ask("g", request, f'set {file} "{rule}" of "{container.name}"')
 
+    async def start_proxy(self, container: RunningContainer, spec: ProxySpec, record: Path) -> None:
+        action = f'start a proxy of "{container.name}"'
+        connection = await self._helper.connect("p")
+        request = {**_init(container), **msgspec.to_builtins(spec)}
+        answer, _ = await self._first_answer(connection, request, action)
+        process = await self._host.processes.identify(answer["pid"])
+        if process is not None:
+            await asyncio.to_thread(_write_record, record, process)
+        # It waits for this, and ends if it does not come.
+        await self._first_answer(connection, {}, action)
+        connection.close()
+
+    async def proxy_runs(self, record: Path) -> bool:
+        process = await asyncio.to_thread(_read_record, record)
+        return process is not None and await self._host.processes.is_alive(process)
+
+    async def stop_proxy(self, record: Path) -> None:
+        process = await asyncio.to_thread(_read_record, record)
+        if process is not None:
+            await self._host.processes.signal(process, signal.SIGKILL)
+            await self._host.processes.wait_exit(process)
+        await asyncio.to_thread(record.unlink, missing_ok=True)
+
     async def _ask(self, kind: str, request: wire.Message, action: str) -> None:
         connection = await self._helper.connect(kind)
         await self._first_answer(connection, request, action)
@@ -309,6 +333,18 @@ class LxcRuntime:
 
 def _init(container: RunningContainer) -> wire.Message:
     return {"init": container.init.pid, "start_time": container.init.start_time}
+
+
+def _write_record(path: Path, process: ProcessRef) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o711)
+    path.write_bytes(msgspec.json.encode(process))
+
+
+def _read_record(path: Path) -> ProcessRef | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=ProcessRef)
+    except (FileNotFoundError, msgspec.DecodeError):  # cut short: then the process never forwarded
+        return None
 
 
 def _look_around() -> tuple[str, tuple[str, ...]]:

@@ -7,6 +7,7 @@ interface is still there to be fetched, under the name and with the address that
 import asyncio
 from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 from urllib.parse import quote
 
 from flexd.api.errors import Fault
@@ -21,7 +22,7 @@ class PhysicalNic(Nic, type="nic", subtype="physical"):
     """One container at a time."""
 
     UPDATABLE = frozenset({"boot.priority"})
-    KEYS = (
+    KEYS: ClassVar[tuple[Key, ...]] = (
         Key("nictype", description="`physical`", choices=("physical",), required=True),
         Key("parent", description="Interface of the host", check=nics.interface_fault, required=True),
         nics.NAME,

@@ -43,7 +43,7 @@ class FakeNodes:
 
     async def of_usb(self, vendor: str, product: str) -> dict[str, Node]:
         self._recorder.note_reading("nodes.of_usb", vendor, product)
-        keys = [key for key in self.usb if key[0] == vendor and product in ("", key[1])]
+        keys = [key for key in self.usb if vendor in ("", key[0]) and product in ("", key[1])]
         return {path: node for key in keys for path, node in self.usb[key].items()}
 
     async def has_class(self, name: str) -> bool:

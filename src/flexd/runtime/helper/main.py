@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 
-from flexd.runtime.helper import console, exec, files, mount, wire
+from flexd.runtime.helper import console, exec, files, mount, proxy, wire
 from flexd.runtime.helper.liblxc import Library
 
 # LXD's names for what liblxc can do (`environment.lxc_features`).
@@ -82,6 +82,8 @@ def _dispatch(library: Library, kind: str, connection: socket.socket, fds: list[
             files.serve_sftp(connection)
         case "m":
             mount.serve_add(connection)
+        case "p":
+            proxy.serve(connection)
         case "u":
             mount.serve_remove(connection)
         case "g":
