@@ -20,19 +20,12 @@ status=0
 "$@" <&4 4<&- 3<&- & wait $! || status=$?
 """
 
-# In a private mount namespace: a tmpfs as root, the system's programs read-only, the target at /image/rootfs. The few
-# files of a unified image that stand beside rootfs/ land in the tmpfs and vanish with it. Then no capabilities but
-# those that restore owners and modes: without CAP_MKNOD no devices, without CAP_SYS_ADMIN no trusted.* attributes.
-# An overlay whiteout (character device 0/0) is the one device that anybody may make: it is removed again.
-_CONFINE = rf"""
-set -eu
-{_TAKE_LEASH}
-stage=$1; target=$2; file=$3; shift 3
+# In a private mount namespace: a tmpfs as root with the system's programs, read-only.
+_ROOT = r"""
 mount -t tmpfs -o size=64m,mode=755 flexd "$stage"
-mkdir -p "$stage/image/rootfs" "$stage/dev" "$stage/tmp"
+mkdir "$stage/dev"
 : >"$stage/dev/null"
 mount --bind /dev/null "$stage/dev/null"
-if [ -n "$target" ]; then mount --bind "$target" "$stage/image/rootfs"; fi
 for directory in bin sbin lib lib32 lib64 usr nix gnu; do
     if [ -L "/$directory" ]; then cp -P "/$directory" "$stage/$directory"
     elif [ -d "/$directory" ]; then
@@ -40,6 +33,18 @@ for directory in bin sbin lib lib32 lib64 usr nix gnu; do
         mount --bind -o ro "/$directory" "$stage/$directory"
     fi
 done
+"""
+
+# Beside that the target at /image/rootfs. The few files of a unified image that stand beside rootfs/ land in the tmpfs
+# and vanish with it. Then no capabilities but those that restore owners and modes: without CAP_MKNOD no devices,
+# without CAP_SYS_ADMIN no trusted.* attributes. An overlay whiteout (character device 0/0) is the one device that anybody may make: it is removed again.
+_CONFINE = rf"""
+set -eu
+{_TAKE_LEASH}
+stage=$1; target=$2; file=$3; shift 3
+{_ROOT}
+mkdir -p "$stage/image/rootfs" "$stage/tmp"
+if [ -n "$target" ]; then mount --bind "$target" "$stage/image/rootfs"; fi
 if [ -n "$file" ]; then : >"$stage/file"; mount --bind -o ro "$file" "$stage/file"; fi
 cd /
 exec chroot "$stage" setpriv --no-new-privs --inh-caps=-all \
@@ -48,10 +53,28 @@ exec chroot "$stage" setpriv --no-new-privs --inh-caps=-all \
     exit $status' -- "$@"
 """
 
+# A tree to read at /tree/NAME and one file to write at /output; no capability but to read everything.
+_CONFINE_READER = rf"""
+set -eu
+{_TAKE_LEASH}
+stage=$1; tree=$2; name=$3; output=$4; shift 4
+{_ROOT}
+mkdir -p "$stage/tree/$name" "$stage/tmp"
+mount --bind -o ro "$tree" "$stage/tree/$name"
+if [ -n "$output" ]; then : >"$stage/output"; mount --bind "$output" "$stage/output"; fi
+cd /
+exec chroot "$stage" setpriv --no-new-privs --inh-caps=-all --bounding-set=-all,+dac_read_search sh -c '{_LEASHED}
+    exit $status' -- "$@"
+"""
+
 TARGET = "/image/rootfs"
 """Where a confined program sees the target."""
 FILE = "/file"
 """Where a confined program sees the one file it is shown."""
+TREE = "/tree"
+"""Where a confined reader sees the tree, under its name."""
+OUTPUT = "/output"
+"""Where a confined reader may write."""
 
 _NAMESPACES = ("unshare", "--mount", "--propagation", "private", "--ipc", "--pid", "--fork", "--kill-child")
 
@@ -61,6 +84,12 @@ def confined(argv: Sequence[str], *, stage: Path, target: Path | None = None, fi
     may use it at once, for each mounts in a namespace of its own. Needs root."""
     names = [str(stage), str(target or ""), str(file or "")]
     return [*_NAMESPACES, "sh", "-c", _CONFINE, "sh", *names, *argv]
+
+
+def reading(argv: Sequence[str], *, stage: Path, tree: Path, name: str, output: Path | None = None) -> list[str]:
+    """A program that reads somebody else's tree, whatever its files' modes, and may write one file at most."""
+    places = [str(stage), str(tree), name, str(output or "")]
+    return [*_NAMESPACES, "sh", "-c", _CONFINE_READER, "sh", *places, *argv]
 
 
 def leashed(argv: Sequence[str]) -> list[str]:

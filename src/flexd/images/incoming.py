@@ -74,6 +74,7 @@ class Incoming:
         self.rootfs = directory / "rootfs"
         self.filename = ""
         self._hash = hashlib.sha256()
+        self._packed = ""
         self.size_bytes = 0
         self.has_rootfs = False
 
@@ -93,7 +94,7 @@ class Incoming:
     @property
     def fingerprint(self) -> str:
         """sha256 of the file, or of both, one after the other."""
-        return self._hash.hexdigest()
+        return self._packed or self._hash.hexdigest()
 
     async def write_metadata(self, chunks: AsyncIterator[bytes]) -> None:
         await self._write(self.metadata, chunks)
@@ -119,6 +120,10 @@ class Incoming:
             raise BadImage(
                 f'Invalid multipart image: expected the parts "metadata" and "rootfs" in this order, got {got}'
             )
+
+    def packed(self, fingerprint: str, size_bytes: int) -> None:
+        """Somebody has written `metadata`, a unified image, and hashed it."""
+        self._packed, self.size_bytes = fingerprint, size_bytes
 
     async def adopt(self) -> None:
         """Hash files that somebody else has written to `metadata` and `rootfs`."""

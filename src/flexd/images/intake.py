@@ -58,8 +58,9 @@ class Intake:
     ) -> Mapping[str, Any]:
         """Check what came in, and keep it under its fingerprint; whatever goes wrong, it is gone."""
         try:
-            progress({fetched.progress_key: "Checking image"})
-            known = await self.check(incoming)
+            if fetched.known is None:
+                progress({fetched.progress_key: "Checking image"})
+            known = fetched.known or await self.check(incoming)
             await self._depot.write_known(incoming, known)
             record = _new_record(project, post, incoming, fetched, known.metadata)
             fingerprint = record.fingerprint

@@ -10,6 +10,7 @@ from flexd.api.architectures import canonical_architecture
 from flexd.api.errors import BadRequest
 from flexd.api.image import ImageSource, ImagesPostSource
 from flexd.host.contract import Host
+from flexd.images.depot import Known
 from flexd.images.incoming import Incoming
 from flexd.images.keys import Settings
 from flexd.images.transfer import Web, check_url
@@ -19,7 +20,8 @@ from flexd.operations.contract import Progress
 class Fetched(Struct):
     """What is known of an image besides its files. `aliases` are taken over from older images. `progress_key`: the
     metadata key under which its progress was told, and still is while it is checked. `properties`: in place of those
-    in metadata.yaml. `cached`: nobody asked for the image itself, only for an instance of it."""
+    in metadata.yaml. `cached`: nobody asked for the image itself, only for an instance of it. `known`: what is in the
+    files, if we made them ourselves; others are checked."""
 
     progress_key: str
     aliases: list[str] = field(default_factory=list)
@@ -27,6 +29,7 @@ class Fetched(Struct):
     properties: dict[str, str] = field(default_factory=dict)
     expires_at: datetime | None = None
     cached: bool = False
+    known: Known | None = None
 
 
 class Fetch(Protocol):
