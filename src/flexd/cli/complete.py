@@ -20,7 +20,7 @@ _DEVICE_TYPES = ("disk", "gpu", "infiniband", "nic", "none", "pci", "proxy", "tp
 _FIXED = {
     "device-type": _DEVICE_TYPES,
     "storage-driver": ("btrfs", "dir", "overlay"),
-    "buildable": ("debian/12", "debian/13", "ubuntu/24.04"),
+    "buildable": ("debian/11", "debian/12", "debian/13", "debian/sid", "ubuntu/22.04", "ubuntu/24.04"),
 }
 _COLLECTIONS = {
     "instance": "instances",
@@ -118,7 +118,11 @@ def _names(context: Context, kind: str, current: str, before: list[str]) -> list
         return list(_FIXED[kind])
     if kind == "file":
         return [FILES]
-    remotes = [f"{name}:" for name in context.config.remotes]
+    remotes = [
+        f"{name}:"
+        for name, settings in context.config.remotes.items()
+        if kind == "image" or (settings.get("protocol") or "lxd") == "lxd"
+    ]
     if kind == "remote":
         return remotes
     try:
@@ -138,6 +142,8 @@ def _served(context: Context, kind: str, current: str, before: list[str]) -> lis
     if kind in ("device", "volume"):
         return _served_within(context, kind, before)
     if kind in ("alias", "image"):
+        if prefix and context.config.remotes[remote].get("protocol") not in (None, "lxd"):
+            return []  # an image server's list is too long to wait for
         aliases = context.client(prefix[:-1]).get("/1.0/images/aliases", {"recursion": "1"})
         return [prefix + alias["name"] for alias in aliases]
     if kind not in _COLLECTIONS:

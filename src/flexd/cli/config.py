@@ -26,12 +26,24 @@ def local_socket() -> str:
     return os.environ.get("FLEXD_SOCKET") or os.path.join(os.environ.get("FLEXD_DIR") or DEFAULT_DIR, "unix.socket")
 
 
+# What everybody has. Whoever wants another server under one of these names adds it under that name.
+_IMAGES = {"protocol": "simplestreams", "public": True}
+BUILT_IN: dict[str, dict[str, Any]] = {
+    "local": {"addr": "unix://"},
+    "images": {"addr": "https://images.linuxcontainers.org", **_IMAGES},
+    "ubuntu": {"addr": "https://cloud-images.ubuntu.com/releases", **_IMAGES},
+    "ubuntu-daily": {"addr": "https://cloud-images.ubuntu.com/daily", **_IMAGES},
+    "debian": {"addr": "build:debian", "protocol": "build", "public": True},
+}
+
+
 class Config:
-    """Contents of the file. `local` is always there."""
+    """Contents of the file, and the remotes that are built in."""
 
     def __init__(self, document: dict[str, Any]) -> None:
         self.default_remote: str = document.get("default-remote") or "local"
-        self.remotes: dict[str, dict[str, Any]] = {"local": {"addr": "unix://"}, **(document.get("remotes") or {})}
+        known = {name: dict(settings) for name, settings in BUILT_IN.items()}
+        self.remotes: dict[str, dict[str, Any]] = {**known, **(document.get("remotes") or {})}
         self.aliases: dict[str, str] = dict(document.get("aliases") or {})
 
     def remote(self, name: str) -> dict[str, Any]:
@@ -40,11 +52,15 @@ class Config:
             raise CliError(f'The remote "{name}" doesn\'t exist. Known remotes: {known}; see: flexc remote --help')
         return self.remotes[name]
 
+    def is_built_in(self, name: str) -> bool:
+        """Whether it is as it comes, `local` always."""
+        return name == "local" or self.remotes[name] == BUILT_IN.get(name)
+
     def save(self) -> None:
         """Write the file anew, in one piece."""
         from flexd.cli.yamltext import dump
 
-        remotes = {name: value for name, value in self.remotes.items() if name != "local" or len(value) > 1}
+        remotes = {name: value for name, value in self.remotes.items() if value != BUILT_IN.get(name)}
         document = {"default-remote": self.default_remote, "remotes": remotes, "aliases": self.aliases}
         os.makedirs(config_dir(), mode=0o700, exist_ok=True)
         path = os.path.join(config_dir(), "config.yml")

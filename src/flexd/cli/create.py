@@ -7,9 +7,10 @@ import sys
 
 from flexd.cli.command import TARGET, Option, Positional
 from flexd.cli.errors import CliError, UsageError
+from flexd.cli.image_remotes import launch_source
 from flexd.cli.keyvalue import parse_devices, parse_pairs
 from flexd.client.client import path_of
-from flexd.client.errors import ClientError, NotFoundError
+from flexd.client.errors import ClientError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def create_instance(context: Context, args: Arguments) -> tuple[Client, str]:
     if image is None:
         body["source"] = {"type": "none"}
     else:
-        body["source"] = _image_source(context, client, image, "virtual-machine" if args.vm else "container")
+        body["source"] = launch_source(context, client, image, "virtual-machine" if args.vm else "container")
     context.say(f"Creating {instance}" if instance else "Creating the instance")
     query = {"target": args.target} if args.target else None
     label = "Creating the instance"
@@ -117,34 +118,6 @@ def nic_of_network(client: Client, network: str, interface: str) -> dict[str, st
         return {"type": "nic", "network": network, "name": interface}
     kind = "bridged" if found.get("type") == "bridge" else "macvlan"
     return {"type": "nic", "nictype": kind, "parent": network, "name": interface}
-
-
-def _image_source(context: Context, client: Client, image: str, kind: str) -> dict[str, Any]:
-    remote, name = context.split(image)
-    settings = context.config.remote(remote)
-    if settings.get("protocol") == "simplestreams":
-        source = {"type": "image", "mode": "pull", "server": str(settings["addr"]), "protocol": "simplestreams"}
-        return {**source, "alias": name}
-    server = context.client(remote)
-    if server is not client:
-        raise CliError(f'The image "{image}" is on another server. Copy it first: flexc image copy {image} <remote>:')
-    return {"type": "image", "fingerprint": find_image(client, name, kind)}
-
-
-def find_image(client: Client, name: str, kind: str = "") -> str:
-    """The fingerprint that an alias or the beginning of a fingerprint stands for."""
-    try:
-        query = {"type": kind} if kind else None
-        return str(client.get(path_of("images", "aliases", name), query)["target"])
-    except NotFoundError:
-        pass
-    try:
-        return str(client.get(path_of("images", name))["fingerprint"])
-    except NotFoundError as error:
-        raise CliError(
-            f'Image "{name}" not found. See what there is with: flexc image list; '
-            f"make one with: flexc image build {name if '/' in name else 'debian/12'}"
-        ) from error
 
 
 def _created_name(operation: Any) -> str:

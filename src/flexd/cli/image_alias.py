@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from flexd.cli.command import FORMAT, Command, Group, Positional
-from flexd.cli.create import find_image
+from flexd.cli.image_remotes import find_image, images_of, protocol_of
 from flexd.cli.table import natural_key, print_list
 from flexd.client.client import path_of
 from flexd.client.errors import NotFoundError
@@ -12,6 +12,7 @@ from flexd.client.errors import NotFoundError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Any
 
     from flexd.cli.command import Arguments
     from flexd.cli.context import Context
@@ -50,10 +51,21 @@ def _rename(context: Context, args: Arguments) -> None:
 def _list(context: Context, args: Arguments) -> None:
     words = list(args.filter)
     remote = context.split(words.pop(0))[0] if words and words[0].endswith(":") else ""
-    aliases = context.client(remote).get("/1.0/images/aliases", {"recursion": "1"})
+    aliases = _aliases(context, remote or context.default_remote)
     wanted = [each for each in aliases if all(word in each["name"] or word in each["target"] for word in words)]
     rows = [[each["name"], each["target"][:12], each["type"].upper(), each["description"]] for each in wanted]
     print_list(args.format, ["alias", "fingerprint", "type", "description"], sorted(rows, key=natural_key), wanted)
+
+
+def _aliases(context: Context, remote: str) -> list[dict[str, Any]]:
+    if protocol_of(context, remote) == "lxd":
+        aliases: list[dict[str, Any]] = context.client(remote).get("/1.0/images/aliases", {"recursion": "1"})
+        return aliases
+    return [
+        {**alias, "target": image["fingerprint"], "type": image["type"]}
+        for image in images_of(context, remote)
+        for alias in image["aliases"]
+    ]
 
 
 _ALIAS = Positional("alias", completes="alias")

@@ -38,6 +38,23 @@ def export_image(context: Context, client: Client, fingerprint: str, target: str
             save(chunks, destination(target, name))
 
 
+def export_files(client: Client, fingerprint: str, directory: str) -> list[str]:
+    """The file or files of an image, in this order, under names of the server's in a directory."""
+    response = client.open("GET", path_of("images", fingerprint, "export"))
+    content_type = response.headers.get("content-type", "")
+    if not content_type.startswith("multipart/form-data"):
+        path = destination(directory, fingerprint)
+        save(response.chunks(), path)
+        return [path]
+    paths = []
+    for index, (_, part) in enumerate(
+        split_parts(response.chunks(), content_type.partition("boundary=")[2].strip('"'))
+    ):
+        paths.append(destination(directory, f"{fingerprint}.{index}"))
+        save(part, paths[-1])
+    return paths
+
+
 def _counted(chunks: Iterator[bytes], progress: TransferProgress) -> Iterator[bytes]:
     count = 0
     for chunk in chunks:

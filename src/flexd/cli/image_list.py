@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from flexd.cli.command import FORMAT, Command, Option, Positional
 from flexd.cli.errors import UsageError
+from flexd.cli.image_remotes import images_of
 from flexd.cli.show import long_time, yes_no
 from flexd.cli.table import natural_key, print_list
 
@@ -54,7 +55,7 @@ def _run(context: Context, args: Arguments) -> None:
     if filters and ":" in filters[0] and "=" not in filters[0]:
         remote, first = context.split(filters.pop(0))
         filters = [first, *filters] if first else filters
-    images = context.client(remote).get("/1.0/images", {"recursion": "1"})
+    images = images_of(context, remote or context.default_remote)
     wanted = [image for image in images if all(_fits(image, text) for text in filters)]
     columns = [_COLUMNS[letter] for letter in letters]
     rows = sorted(([value(image) for _, value in columns] for image in wanted), key=natural_key)
@@ -83,6 +84,9 @@ Filters: part of an alias or of the fingerprint, or a property as key=value.
 Columns: a architecture, d description, f, F fingerprint short and long, l shortest alias, L all aliases, p public,
 s size, t type, u upload date.
 """,
-    examples=[("flexc image list os=debian release=12", "By properties")],
+    examples=[
+        ("flexc image list os=debian release=12", "By properties"),
+        ("flexc image list images: debian", "What an image server has"),
+    ],
     aliases=["ls"],
 )

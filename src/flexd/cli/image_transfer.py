@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`flexc image build|import|export|copy`: images come and go."""
+"""`flexc image build|import|export`: images come and go."""
 
 from __future__ import annotations
 
 import os
 
 from flexd.cli.command import Command, Option, Positional
-from flexd.cli.create import find_image
 from flexd.cli.errors import CliError, UsageError
 from flexd.cli.image_alias import point_aliases
+from flexd.cli.image_remotes import find_image
 from flexd.cli.keyvalue import parse_pairs
 from flexd.client.client import path_of, quote
 
@@ -135,53 +135,6 @@ def _export(context: Context, args: Arguments) -> None:
     context.say("Image exported successfully!")
 
 
-def _copy(context: Context, args: Arguments) -> None:
-    remote, name = context.split(args.image)
-    new_remote, rest = context.split(args.target)
-    if rest or not args.target.endswith(":"):
-        raise UsageError(f'"{args.target}" is not a remote: it should end in a colon')
-    target = context.client(new_remote)
-    settings = context.config.remote(remote)
-    if settings.get("protocol") == "simplestreams":
-        source = {"type": "image", "mode": "pull", "protocol": "simplestreams", "alias": name}
-        body: dict[str, Any] = {"source": {**source, "server": settings["addr"]}}
-        aliases: list[str] = []
-    else:
-        server = context.client(remote)
-        image = server.get(path_of("images", find_image(server, name)))
-        body = {"source": _pull_source(server, image)}
-        aliases = [alias["name"] for alias in image["aliases"] or ()] if args.copy_aliases else []
-    body.update(public=args.public, auto_update=args.auto_update)
-    query = {"project": args.target_project} if args.target_project else None
-    operation = context.perform(target, "POST", "/1.0/images", body, label="Copying the image", query=query)
-    point_aliases(target, [*args.alias, *aliases], _fingerprint(operation))
-    context.say("Image copied successfully!")
-
-
-def _pull_source(server: Client, image: dict[str, Any]) -> dict[str, Any]:
-    """What the other server needs to fetch an image from this one."""
-    environment = server.server()["environment"]
-    addresses = environment.get("addresses") or []
-    if not addresses:
-        raise CliError(
-            "The source server is not on the network, so the other one can't fetch from it. Let it listen: "
-            "flexc config set core.https_address=:8443, or use: flexc image export, flexc image import"
-        )
-    source = {
-        "type": "image",
-        "mode": "pull",
-        "protocol": "lxd",
-        "server": f"https://{addresses[0]}",
-        "certificate": environment["certificate"],
-        "fingerprint": image["fingerprint"],
-        "project": server.project or "default",
-    }
-    if not image["public"]:
-        reply = server.request("POST", path_of("images", image["fingerprint"], "secret"))
-        source["secret"] = reply.metadata["metadata"]["secret"]
-    return source
-
-
 BUILD = Command(
     "build",
     "Build an image from a distribution's packages",
@@ -216,20 +169,4 @@ EXPORT = Command(
     [Positional("image", completes="image"), Positional("target", "?", completes="file")],
     [Option("--vm", action="store_true", help="An image of a virtual machine")],
     details="The target is a directory (default: this one) or a file name; - is standard output.",
-)
-COPY = Command(
-    "copy",
-    "Copy an image to another server",
-    _copy,
-    "[<remote>:]<image> <remote>:",
-    [Positional("image", completes="image"), Positional("target", completes="remote")],
-    [
-        _ALIAS,
-        Option("--auto-update", action="store_true", help="Keep the copy up to date"),
-        Option("--copy-aliases", action="store_true", help="Take the names along"),
-        Option("--mode", default="pull", choices=("pull",), help='Transfer mode (default "pull")'),
-        _PUBLIC,
-        Option("--target-project", default="", help="Into another project"),
-    ],
-    aliases=["cp"],
 )

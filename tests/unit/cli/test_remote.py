@@ -16,7 +16,10 @@ from tests.unit.client.fake_server import FakeServer
 
 
 def test_list_starts_with_the_local_daemon(run: Run) -> None:
-    assert run("remote", "list", "-f", "csv").out == "local (current),unix://,lxd,file access,NO,YES\n"
+    listed = run("remote", "list", "-f", "csv").out.splitlines()
+    assert [line.split(",")[0] for line in listed] == ["debian", "images", "local (current)", "ubuntu", "ubuntu-daily"]
+    assert listed[2] == "local (current),unix://,lxd,file access,NO,YES"
+    assert listed[0] == "debian,build:debian,build,none,YES,YES"
     assert run("remote", "get-default").out == "local\n"
 
 
@@ -35,13 +38,15 @@ def test_a_socket_elsewhere_is_a_remote(run: Run, server: FakeServer, monkeypatc
     assert "/elsewhere" in run("list").err
     assert run("remote", "switch", "local").status == 0
     assert run("remote", "remove", "another").status == 0
-    assert len(run("remote", "list", "-f", "csv").out.splitlines()) == 1
+    assert "another" not in run("remote", "list", "-f", "csv").out
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["switch", "nope"], 'The remote "nope" doesn\'t exist. Known remotes: local'),
+        (["switch", "nope"], 'The remote "nope" doesn\'t exist. Known remotes: debian, images, local'),
+        (["switch", "images"], "serves images only"),
+        (["remove", "ubuntu"], "built in"),
         (["remove", "local"], "built in"),
         (["rename", "local", "x"], "built in"),
         (["set-url", "local", "x"], "FLEXD_DIR"),
@@ -61,9 +66,11 @@ def test_names_of_unknown_remotes(run: Run) -> None:
 def test_image_servers_have_no_instances(run: Run) -> None:
     assert run("remote", "add", "images", "https://images.example", "--protocol=simplestreams").status == 0
     assert "serves images only" in run("list", "images:").err
-    assert run("remote", "list", "-f", "csv").out.splitlines()[0] == (
-        "images,https://images.example,simplestreams,none,YES,NO"
-    )
+    listed = run("remote", "list", "-f", "csv").out.splitlines()
+    assert listed[1] == "images,https://images.example,simplestreams,none,YES,NO"
+    assert run("remote", "remove", "images").status == 0
+    assert "linuxcontainers" in run("remote", "list", "-f", "csv").out  # the one that is built in shows again
+    assert "serves images only" in run("list", "debian:").err
 
 
 def test_a_launch_from_an_image_server_names_it_to_the_daemon(run: Run, server: FakeServer) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from flexd.cli import entity as verbs
 from flexd.cli.command import Command, Group, Option, Positional
-from flexd.cli.create import find_image
 from flexd.cli.image_alias import ALIAS_GROUP
+from flexd.cli.image_copy import COPY
 from flexd.cli.image_list import LIST
-from flexd.cli.image_transfer import BUILD, COPY, EXPORT, IMPORT
+from flexd.cli.image_remotes import find_image, image_of
+from flexd.cli.image_transfer import BUILD, EXPORT, IMPORT
+from flexd.cli.image_tree import TREE
 from flexd.cli.keyvalue import remove_key
 from flexd.cli.show import is_set, utc_time, yes_no
 from flexd.client.client import path_of
@@ -40,8 +42,8 @@ _IMAGE = verbs.Entity(
 
 
 def _info(context: Context, args: Arguments) -> None:
-    client, path, _ = _locate(context, args)
-    print("\n".join(_info_lines(client.get(path))))
+    remote, name = context.split(args.image)
+    print("\n".join(_info_lines(image_of(context, remote, name, "virtual-machine" if args.vm else ""))))
 
 
 def _info_lines(image: Mapping[str, Any]) -> Iterator[str]:
@@ -122,6 +124,7 @@ COMMAND = Group(
         ),
         _IMAGE.command("set-property", "Set a property", _set_property, "<key> <value>", [_KEY, Positional("value")]),
         verbs.show(_IMAGE, only_writable=True),
+        TREE,
         _IMAGE.command("unset-property", "Remove a property", _unset_property, "<key>", [_KEY]),
     ],
     details="An image is named by an alias, its fingerprint (SHA-256), or enough of the fingerprint's beginning.",

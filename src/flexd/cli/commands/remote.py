@@ -28,11 +28,11 @@ def _list(context: Context, args: Arguments) -> None:
     for name, settings in config.remotes.items():
         shown = f"{name} (current)" if name == config.default_remote else name
         address = str(settings.get("addr", ""))
-        images = settings.get("protocol") == "simplestreams"
+        protocol = str(settings.get("protocol") or "lxd")
+        images = protocol != "lxd"
         auth = "none" if images else "file access" if address.startswith("unix:") else "tls"
-        protocol = "simplestreams" if images else "lxd"
         public = yes_no(settings.get("public", images)).upper()
-        rows.append([shown, address, protocol, auth, public, yes_no(name == "local").upper()])
+        rows.append([shown, address, protocol, auth, public, yes_no(config.is_built_in(name)).upper()])
     header = ["name", "url", "protocol", "auth type", "public", "static"]
     print_list(args.format, header, sorted(rows, key=natural_key), config.remotes)
 
@@ -42,7 +42,8 @@ def _get_default(context: Context, args: Arguments) -> None:  # noqa: ARG001
 
 
 def _switch(context: Context, args: Arguments) -> None:
-    context.config.remote(args.remote)
+    if (context.config.remote(args.remote).get("protocol") or "lxd") != "lxd":
+        raise CliError(f"The remote {args.remote} serves images only: it can't be the default one")
     context.config.default_remote = args.remote
     context.config.save()
 
@@ -50,8 +51,8 @@ def _switch(context: Context, args: Arguments) -> None:
 def _remove(context: Context, args: Arguments) -> None:
     config = context.config
     config.remote(args.remote)
-    if args.remote == "local":
-        raise CliError("The remote local is built in and can't be removed")
+    if config.is_built_in(args.remote):
+        raise CliError(f"The remote {args.remote} is built in and can't be removed")
     if args.remote == config.default_remote:
         raise CliError("Can't remove the default remote; switch to another one first: flexc remote switch local")
     from flexd.cli.remotes import certificate_path
@@ -65,7 +66,7 @@ def _remove(context: Context, args: Arguments) -> None:
 def _rename(context: Context, args: Arguments) -> None:
     config = context.config
     config.remote(args.remote)
-    if args.remote == "local" or args.new_name in config.remotes:
+    if config.is_built_in(args.remote) or args.new_name in config.remotes:
         raise CliError(f"Can't rename {args.remote} to {args.new_name}: one is built in or exists already")
     from flexd.cli.remotes import certificate_path
 
@@ -117,7 +118,7 @@ def _settings(address: str, args: Arguments) -> dict[str, Any]:
 
 
 def _check_new(context: Context, name: str) -> None:
-    if name in context.config.remotes:
+    if name in context.config.remotes and (name == "local" or not context.config.is_built_in(name)):
         raise CliError(f"Remote {name} exists as <{context.config.remotes[name].get('addr')}>")
     if not name or "/" in name or ":" in name:
         raise UsageError(f'Invalid name of a remote: "{name}"')
