@@ -71,8 +71,9 @@ class Console:
             showing = asyncio.create_task(_show(master, channel))
             typing = asyncio.create_task(_type(channel, master))
             try:
-                # Ends when the container does, or when the client goes: the container does not notice.
-                await asyncio.wait([showing, typing], return_when=asyncio.FIRST_COMPLETED)
+                # Ends when the container does, or when the client detaches, which `lxc` says by closing the control
+                # channel: the container does not notice.
+                await asyncio.wait([showing, typing, control], return_when=asyncio.FIRST_COMPLETED)
             finally:
                 for task in (control, showing, typing):
                     task.cancel()
