@@ -13,8 +13,8 @@ from flexd.instances.keys import KEYS as INSTANCE_KEYS
 from flexd.network.drivers import load_drivers as load_network_drivers
 from flexd.server.config import KEYS as SERVER_KEYS
 from flexd.storage import drivers as storage_drivers
+from flexd.storage.custom import volume_keys
 from flexd.storage.pools import pool_keys
-from flexd.storage.volumes import volume_keys
 
 _TITLES = {
     "server": "The server (`flexc config set KEY VALUE`)",

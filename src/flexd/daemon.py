@@ -49,6 +49,7 @@ from flexd.instances.resolve import Resolver
 from flexd.instances.snapshots import Snapshots
 from flexd.instances.state import States
 from flexd.instances.templates import Templates
+from flexd.instances.volume_users import VolumeUsers
 from flexd.network.networks import Networks
 from flexd.operations.events import EventLogHandler, Events
 from flexd.operations.journal import Journal
@@ -70,6 +71,7 @@ from flexd.server.services import Services
 from flexd.server.tokens import Tokens
 from flexd.server.trust import Certificates
 from flexd.storage.pools import Pools
+from flexd.storage.volume_snapshots import VolumeSnapshots
 from flexd.storage.volumes import Volumes
 from flexd.store.mirror import StoreMirror
 from flexd.store.sqlite import SqliteStore
@@ -125,7 +127,22 @@ class Daemon:
             events=events,
             directory=directory / "storage-pools",
         )
-        self.volumes = Volumes(pools=self.pools, mirror=mirror, journal=journal, locks=locks, events=events)
+        self.volumes = Volumes(
+            pools=self.pools,
+            mirror=mirror,
+            journal=journal,
+            operations=self.operations,
+            locks=locks,
+            events=events,
+        )
+        self.volume_snapshots = VolumeSnapshots(
+            volumes=self.volumes,
+            pools=self.pools,
+            mirror=mirror,
+            journal=journal,
+            operations=self.operations,
+            locks=locks,
+        )
         self.networks = Networks(host=host, mirror=mirror, locks=locks, events=events, directory=directory / "networks")
         self.images = Images(
             host=host,
@@ -290,6 +307,8 @@ class Daemon:
         self.states = States(registry=registry, lifecycle=self.lifecycle, host=self._host, pools=self.pools)
         self.pools.set_used_by(registry.users_of_pool)
         self.volumes.set_used_by(registry.users_of_volume)
+        users = VolumeUsers(registry=registry, is_running=lambda record: self.lifecycle.running(record) is not None)
+        self.volumes.set_users(running=users.running, rewrite=users.rewrite)
         self.networks.set_used_by(self.ports.users_of)
 
     def _compose_trust(self, mirror: StoreMirror) -> None:
@@ -326,6 +345,7 @@ class Daemon:
             networks=self.networks,
             pools=self.pools,
             volumes=self.volumes,
+            volume_snapshots=self.volume_snapshots,
             config=self.config,
             environment=await Environment.probe(self._host, self.runtime, self.pools),
             identity=self._identity,
@@ -363,6 +383,7 @@ class Daemon:
             minute = now().replace(second=0, microsecond=0)
             try:
                 await self.snapshots.run_schedule(minute)
+                await self.volume_snapshots.run_schedule(minute)
             except Exception:  # border of a background task: the next minute comes anyway
                 log.exception("Failed running the schedule of %s", minute)
 

@@ -29,6 +29,7 @@ from flexd.server.password import Guesses
 from flexd.server.tokens import Tokens
 from flexd.server.trust import Certificates
 from flexd.storage.pools import Pools
+from flexd.storage.volume_snapshots import VolumeSnapshots
 from flexd.storage.volumes import Volumes
 
 
@@ -53,6 +54,7 @@ class Services:
     networks: Networks
     pools: Pools
     volumes: Volumes
+    volume_snapshots: VolumeSnapshots
     config: ServerConfig
     environment: Environment
     identity: Identity

@@ -39,6 +39,7 @@ from flexd.storage.contract import (
     VolumeRef,
 )
 from flexd.storage.copies import Moment, Place
+from flexd.storage.custom import FILESYSTEM, without_empty
 from flexd.storage.names import DEFAULT_PROJECT, check_pool_name, owner_url, pool_url, split_snapshot, volume_ref
 from flexd.store.documents import Document, Documents, Mirror
 
@@ -156,6 +157,15 @@ class Pools:
                 found.append(ServerStorageDriverInfo(Name=name, Remote=False, Version=driver.version))
         return found
 
+    def fault(self, name: str) -> str | None:
+        """Why a pool cannot be used now; None if it can."""
+        return self._faults.get(name)
+
+    def spool(self, name: str) -> Path:
+        """Where a file may be received that becomes part of a volume: names `.creating-*` go at the next start."""
+        self.driver(name)
+        return self._directory / name
+
     def driver(self, name: str) -> Driver:
         """The driver of a pool that can be used now."""
         self._document(name)
@@ -186,7 +196,7 @@ class Pools:
             if self._records.get(post.name) is not None:
                 raise Conflict(f'Storage pool "{post.name}" already exists')
             await driver.check_new_pool()
-            record = PoolRecord(post.name, post.driver, post.description, _without_empty(post.config), now())
+            record = PoolRecord(post.name, post.driver, post.description, without_empty(post.config), now())
             step = Step("storage.create_pool", {"record": msgspec.to_builtins(record)})
             await self._journal.run(Plan(f'create storage pool "{post.name}"', (step,)))
         self._events.lifecycle("storage-pool-created", pool_url(post.name), DEFAULT_PROJECT, {"driver": post.driver})
@@ -197,7 +207,7 @@ class Pools:
             document = self._document(name)
             old = document.value
             kept = {key: old.config[key] for key in old.config if key.startswith(_FIXED)}
-            config = _without_empty({**kept, **put.config})
+            config = without_empty({**kept, **put.config})
             faults = check_config(config, pool_keys(old.driver))
             raise_faults([*faults, *_fixed_faults(old.config, config)])
             new = msgspec.structs.replace(old, config=config, description=put.description)
@@ -288,6 +298,10 @@ class Pools:
     async def resize(self, ref: VolumeRef, size_bytes: int) -> None:
         await self.driver(ref.pool).resize_volume(ref.kind, ref.name, size_bytes)
 
+    async def data_directory(self, ref: VolumeRef) -> Path:
+        """A custom volume's own directory, whatever it holds."""
+        return await self.driver(ref.pool).mount_volume("custom", ref.name, IdMap())
+
     async def usage(self, ref: VolumeRef) -> int | None:
         """Bytes used where the pool knows without walking the volume; None where it doesn't."""
         return await self.driver(ref.pool).volume_usage(ref.kind, ref.name)
@@ -298,13 +312,16 @@ class Pools:
 
     async def mount(self, ref: VolumeRef, idmap: IdMap) -> Path:
         """The container's root, or a custom volume's directory (its map is always the empty one)."""
+        if ref.kind == "custom" and self.content_type(ref) not in (None, FILESYSTEM):
+            what = f'Failed attaching storage volume "{ref.name}"'
+            raise BadRequest(f"{what}: Block volumes cannot be used on containers")
         return await self.driver(ref.pool).mount_volume(ref.kind, ref.name, idmap)
 
     async def unmount(self, ref: VolumeRef) -> None:
         await self.driver(ref.pool).unmount_volume(ref.kind, ref.name)
 
     def content_type(self, ref: VolumeRef) -> str | None:
-        """`filesystem` or `block`; None if there is no such volume."""
+        """`filesystem`, `block` or `iso`; containers can have only the first. None: there is no such volume."""
         return next((found.value.content_type for found in self._of(ref)), None)
 
     def volume_path(self, ref: VolumeRef) -> Path:
@@ -387,10 +404,11 @@ class Pools:
     ) -> None:
         """A new volume of `project` with what a volume (or one of its snapshots) holds, in any pool; `snapshots` (the
         oldest first) come along with their dates. Taken back by `delete_volume`."""
-        size_bytes = size_bytes or self.default_size(target.pool)
+        own = self._own_record(source, project)
+        if own.content_type == FILESYSTEM:  # others are as large as their file
+            size_bytes = size_bytes or self.default_size(target.pool)
         places = self._place(source), self._place(target)
         await copies.copy(self._host, *places, Moment(snapshot, live), snapshots, size_bytes=size_bytes)
-        own = self._own_record(source, project)
         await self._note(msgspec.structs.replace(own, **_belonging(target, project), created_at=now()))
         await self._note_snapshots(source, target, project, snapshots)
 
@@ -481,11 +499,6 @@ def _belonging(ref: VolumeRef, project: str, snapshot: str = "") -> dict[str, An
     """The fields of a document that say whose it is."""
     name = _name(ref, project)
     return {"name": f"{name}@{snapshot}" if snapshot else name, "pool": ref.pool, "kind": ref.kind, "project": project}
-
-
-def _without_empty(config: Mapping[str, str]) -> dict[str, str]:
-    """An empty value unsets a key."""
-    return {key: value for key, value in config.items() if value}
 
 
 def _fixed_faults(old: Mapping[str, str], new: Mapping[str, str]) -> Iterable[Fault]:

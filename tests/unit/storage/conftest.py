@@ -12,7 +12,10 @@ from flexd.host.fake import FakeHost
 from flexd.operations.events import Events, Subscription
 from flexd.operations.journal import Journal
 from flexd.operations.locks import Locks
+from flexd.operations.operations import Operation, Operations
+from flexd.storage.contract import VolumeRecord
 from flexd.storage.pools import Pools
+from flexd.storage.volume_snapshots import VolumeSnapshots
 from flexd.storage.volumes import Volumes
 from flexd.store.mirror import StoreMirror
 from flexd.store.sqlite import SqliteStore
@@ -25,6 +28,8 @@ class Daemon:
         self.directory = directory
         self.host = host
         self.users: dict[str, list[str]] = {}
+        self.running: dict[str, list[str]] = {}
+        self.rewritten: list[tuple[str, str]] = []
         self.events = Events()
         self.heard: Subscription = self.events.subscribe(["lifecycle"])
 
@@ -34,13 +39,33 @@ class Daemon:
         self.journal = await Journal.open(self.directory / "journal.db")
         parts = {"mirror": self.mirror, "journal": self.journal, "locks": Locks(), "events": self.events}
         self.pools = Pools(host=self.host, directory=self.directory / "storage-pools", **parts)
-        self.volumes = Volumes(pools=self.pools, **parts)
+        self.operations = Operations(self.events)
+        self.volumes = Volumes(pools=self.pools, operations=self.operations, **parts)
+        self.snapshots = VolumeSnapshots(
+            volumes=self.volumes,
+            pools=self.pools,
+            mirror=self.mirror,
+            journal=self.journal,
+            operations=self.operations,
+            locks=parts["locks"],
+        )
         self.pools.set_used_by(lambda name: self.users.get(name, []))
         self.volumes.set_used_by(lambda pool, project, name: self.users.get(f"{pool}/{project}/{name}", []))
+        self.volumes.set_users(running=lambda volume: self.running.get(volume.name, []), rewrite=self._rewrite)
         await self.pools.start()
         await self.journal.recover()
 
+    async def _rewrite(self, old: VolumeRecord, new: VolumeRecord) -> None:
+        self.rewritten.append((f"{old.pool}/{old.name}", f"{new.pool}/{new.name}"))
+
+    async def finish(self, operation: Operation | None) -> None:
+        """Wait for an operation that must succeed."""
+        assert operation is not None
+        assert await operation.wait(10)
+        assert operation.render().status == "Success", operation.render().err
+
     async def stop(self) -> None:
+        await self.operations.close()
         await self.pools.close()
         await self.journal.close()
         await self.mirror.close()

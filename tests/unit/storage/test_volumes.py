@@ -2,6 +2,7 @@
 """Custom volumes, and every volume listed."""
 
 import asyncio
+import itertools
 import shutil
 from collections.abc import Coroutine
 from pathlib import Path
@@ -16,6 +17,7 @@ from flexd.api.storage_volume import (
     StorageVolume,
     StorageVolumePost,
     StorageVolumePut,
+    StorageVolumeSnapshotsPost,
     StorageVolumeSource,
     StorageVolumesPost,
 )
@@ -71,19 +73,33 @@ async def test_a_new_volume_is_shown(pooled: Daemon) -> None:
         (StorageVolumesPost(type="custom"), "No name provided"),
         (StorageVolumesPost(name="a/b", type="custom"), "may not contain slashes"),
         (StorageVolumesPost(name="data", type="container"), "not allowed to create storage volumes of type container"),
-        (StorageVolumesPost(name="data", type="custom", content_type="block"), 'content type "block" is not supported'),
+        (
+            StorageVolumesPost(name="data", type="custom", content_type="tape"),
+            '"tape" cannot be made empty',
+        ),
+        (StorageVolumesPost(name="data", type="custom", content_type="iso"), 'an "iso" volume is imported'),
+        (StorageVolumesPost(name="data", type="custom", config={"snapshots.schedule": "often"}), "invalid schedule"),
+        (StorageVolumesPost(name="data", type="custom", config={"snapshots.expiry": "soon"}), "invalid expiry"),
         (
             StorageVolumesPost(name="data", type="custom", config={"block.mount_options": "x"}),
             "unknown configuration key",
         ),
         (
+            StorageVolumesPost(name="data", type="custom", source=StorageVolumeSource(type="migration")),
+            '"migration" is not supported',
+        ),
+        (
             StorageVolumesPost(name="data", type="custom", source=StorageVolumeSource(type="copy")),
-            '"copy" is not supported',
+            "No source volume name provided",
+        ),
+        (
+            StorageVolumesPost(name="data", type="custom", source=StorageVolumeSource(type="copy", name="none")),
+            "Storage volume not found",
         ),
     ],
 )
 async def test_what_is_no_volume(pooled: Daemon, post: StorageVolumesPost, words: str) -> None:
-    with pytest.raises((BadRequest, NotSupported)) as raised:
+    with pytest.raises((BadRequest, NotSupported, VolumeNotFound)) as raised:
         await pooled.volumes.create("p", "default", post)
     assert words in str(raised.value)
     assert pooled.volumes.show_all("p", "default") == []
@@ -118,8 +134,6 @@ async def test_editing(made: Daemon) -> None:
     assert (await made.next_event()).metadata["action"] == "storage-volume-updated"
     with pytest.raises(BadRequest, match=r"config\.nonsense: unknown configuration key"):
         await made.volumes.update(*DATA, StorageVolumePut({"nonsense": "1"}))
-    with pytest.raises(NotSupported, match="snapshots"):
-        await made.volumes.update(*DATA, StorageVolumePut(restore="snap0"))
 
 
 async def test_renaming(made: Daemon) -> None:
@@ -139,10 +153,11 @@ async def test_renaming_onto_another_volume(made: Daemon) -> None:
         await made.volumes.rename(*DATA, StorageVolumePost(name="more"))
 
 
-@pytest.mark.parametrize("post", [StorageVolumePost(name="x", pool="q"), StorageVolumePost(name="x", migration=True)])
-async def test_a_volume_stays_in_its_pool(made: Daemon, post: StorageVolumePost) -> None:
-    with pytest.raises(NotSupported, match="only a rename within its pool"):
-        await made.volumes.rename(*DATA, post)
+async def test_what_is_no_move(made: Daemon) -> None:
+    with pytest.raises(NotSupported, match="to another server it can be copied, not moved"):
+        await made.volumes.rename(*DATA, StorageVolumePost(name="x", migration=True))
+    with pytest.raises(PoolNotFound):
+        await made.volumes.rename(*DATA, StorageVolumePost(name="x", pool="q"))
 
 
 async def test_deleting(made: Daemon) -> None:
@@ -159,7 +174,17 @@ async def test_a_volume_in_use_stays(made: Daemon) -> None:
     with pytest.raises(BadRequest, match="The storage volume is still in use"):
         await made.volumes.delete(*DATA)
     with pytest.raises(BadRequest, match="The storage volume is still in use"):
+        await made.volumes.rename(*DATA, StorageVolumePost(name="more", project="web"))
+
+
+async def test_users_follow_a_volume_to_its_new_name(made: Daemon) -> None:
+    made.users["p/default/data"] = ["/1.0/instances/c1"]
+    made.running["data"] = ["/1.0/instances/c1"]
+    with pytest.raises(BadRequest, match="Volume is still in use by running instances"):
         await made.volumes.rename(*DATA, StorageVolumePost(name="more"))
+    made.running.clear()
+    await made.volumes.rename(*DATA, StorageVolumePost(name="more"))
+    assert made.rewritten == [("p/data", "p/more")]
 
 
 async def test_instance_volumes_are_shown_and_belong_to_their_instance(pooled: Daemon) -> None:
@@ -202,8 +227,10 @@ async def test_volumes_survive_a_restart(made: Daemon) -> None:
 async def restart_as_if_dead_at(daemon: Daemon, step: int, snapshot: Path, change: Coroutine[Any, Any, None]) -> None:
     """Make a change, then start again from what was on disk when this step of it began."""
 
-    async def keep(_plan: Plan, position: int, _step: Step) -> None:
-        if position == step:
+    begun = itertools.count()
+
+    async def keep(_plan: Plan, _position: int, _step: Step) -> None:
+        if next(begun) == step:
             await asyncio.to_thread(shutil.copytree, daemon.directory, snapshot, symlinks=True)
 
     daemon.journal.before_step = keep
@@ -240,6 +267,47 @@ async def test_a_crash_while_renaming(made: Daemon, snapshot: Path) -> None:
     await restart_as_if_dead_at(made, 0, snapshot, change)
     assert [volume.name for volume in made.volumes.show_all("p", "default")] == ["data"]
     assert (await made.pools.mount(VolumeRef("p", "custom", "data"), IdMap())).is_dir()
+
+
+async def with_a_second_pool(daemon: Daemon) -> None:
+    """A pool `q`, and a snapshot of the volume with something in it."""
+    await daemon.pools.create(StoragePoolsPost(name="q", driver="dir"))
+    path = await daemon.pools.mount(VolumeRef("p", "custom", "data"), IdMap())
+    (path / "x").write_text("one")
+    await daemon.finish(await daemon.snapshots.create(DATA, StorageVolumeSnapshotsPost(name="snap0")))
+    (path / "x").write_text("two")
+
+
+@pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.parametrize("pool", ["p", "q"])
+async def test_a_crash_while_copying(made: Daemon, snapshot: Path, step: int, pool: str) -> None:
+    await with_a_second_pool(made)
+    source = StorageVolumeSource(type="copy", name="data", pool="p")
+    post = StorageVolumesPost(name="more", type="custom", source=source)
+
+    async def copy() -> None:
+        await made.finish(await made.volumes.create(pool, "default", post))
+
+    await restart_as_if_dead_at(made, step, snapshot, copy())
+    assert [v.name for v in made.volumes.show_all("p", "default")] == ["data", "data/snap0"]
+    assert made.volumes.show_all("q", "default") == []
+    await copy()
+    path = await made.pools.mount(VolumeRef(pool, "custom", "more"), IdMap())
+    assert (path / "x").read_text() == "two"
+
+
+@pytest.mark.parametrize("step", [0, 1, 2, 3])
+async def test_a_crash_while_moving(made: Daemon, snapshot: Path, step: int) -> None:
+    await with_a_second_pool(made)
+
+    async def move() -> None:
+        await made.finish(await made.volumes.rename(*DATA, StorageVolumePost(name="data", pool="q")))
+
+    await restart_as_if_dead_at(made, step, snapshot, move())
+    names = {pool: [v.name for v in made.volumes.show_all(pool, "default")] for pool in ("p", "q")}
+    # Copying is undone, deleting what was copied is finished.
+    both = ["data", "data/snap0"]
+    assert names == ({"p": [], "q": both} if step == 3 else {"p": both, "q": []})
 
 
 @pytest.mark.parametrize("driver", drivers.names())

@@ -42,7 +42,8 @@ class FakeFiles:
     async def copy_tree(self, source: Path, target: Path) -> None:
         self._recorder.note("files.copy_tree", source, target)
         # A mount is a link here, and what it leads to is meant.
-        await self._real.copy_tree(source.resolve() if self._mounts.at_or_below(source) else source, target)
+        mounted = self._mounts.at_or_below(source)
+        await self._real.copy_tree(await self._threads.run(source.resolve) if mounted else source, target)
 
     async def refresh_tree(self, source: Path, target: Path) -> None:
         self._recorder.note("files.refresh_tree", source, target)

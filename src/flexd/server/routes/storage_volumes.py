@@ -6,6 +6,7 @@ from urllib.parse import quote
 import msgspec
 from aiohttp import web
 
+from flexd.api.errors import BadRequest
 from flexd.api.storage_volume import StorageVolume, StorageVolumePost, StorageVolumePut, StorageVolumesPost
 from flexd.server import responses
 from flexd.server.call import Call
@@ -17,8 +18,12 @@ _URL = "/1.0/storage-pools/{pool}/volumes"
 
 
 def _url(call: Call, kind: str, name: str, project: str) -> str:
-    pool = quote(call.param("pool"), safe="")
-    return object_url(f"/1.0/storage-pools/{pool}/volumes/{kind}", name, project)
+    """Of a volume, or of a snapshot, which lists call `VOLUME/SNAPSHOT`."""
+    pool, (volume, _, snapshot) = quote(call.param("pool"), safe=""), name.partition("/")
+    folder = f"/1.0/storage-pools/{pool}/volumes/{kind}"
+    if snapshot:
+        return object_url(f"{folder}/{quote(volume, safe='')}/snapshots", snapshot, project)
+    return object_url(folder, volume, project)
 
 
 def _where(call: Call) -> tuple[str, str, str, str]:
@@ -41,13 +46,25 @@ async def list_volumes(call: Call) -> web.Response:
 
 
 async def create_volume(call: Call) -> web.Response:
-    """LXD answers 200 and an empty object here, not 201."""
-    post = await call.body(StorageVolumesPost)
+    """LXD answers 200 and an empty object here, not 201; 202 to a copy. What is not JSON is a volume's content."""
     kind = call.request.match_info.get("type")
+    if call.request.content_type == "application/octet-stream":
+        return await _import_volume(call, kind or "custom")
+    post = await call.body(StorageVolumesPost)
     if kind is not None:
         post = msgspec.structs.replace(post, type=kind)
-    await call.services.volumes.create(call.param("pool"), call.project, post)
-    return responses.empty()
+    operation = await call.services.volumes.create(call.param("pool"), call.project, post)
+    return responses.empty() if operation is None else responses.background(operation.render())
+
+
+async def _import_volume(call: Call, kind: str) -> web.Response:
+    """`X-LXD-name` and `X-LXD-type: iso` say what the body is (extension: custom_volume_iso)."""
+    name, content = call.header("name") or "", call.header("type") or "backup"
+    if kind != "custom" or content != "iso":
+        raise BadRequest(f'Failed importing storage volume "{name}": content of type "{content}" is not supported')
+    body = call.request.content.iter_any()
+    operation = await call.services.volumes.import_iso(call.param("pool"), call.project, name, body)
+    return responses.background(operation.render())
 
 
 async def show_volume(call: Call) -> web.Response:
@@ -57,7 +74,11 @@ async def show_volume(call: Call) -> web.Response:
 
 async def replace_volume(call: Call) -> web.Response:
     call.check_etag(_editable(call))
-    await call.services.volumes.update(*_where(call), await call.body(StorageVolumePut))
+    put = await call.body(StorageVolumePut)
+    if put.restore:
+        await call.services.volume_snapshots.restore(_where(call), put.restore)
+    else:
+        await call.services.volumes.update(*_where(call), put)
     return responses.empty()
 
 
@@ -70,7 +91,9 @@ async def patch_volume(call: Call) -> web.Response:
 
 async def rename_volume(call: Call) -> web.Response:
     post = await call.body(StorageVolumePost)
-    await call.services.volumes.rename(*_where(call), post)
+    operation = await call.services.volumes.rename(*_where(call), post)
+    if operation is not None:
+        return responses.background(operation.render())
     return responses.created(_url(call, call.param("type"), post.name, call.project))
 
 
