@@ -133,6 +133,24 @@ def test_terminal_and_its_size(tiny: Machine, running: str):
     os.close(master)
 
 
+def test_console(tiny: Machine, running: str):
+    """What init writes arrives, and `<ctrl>+a q` detaches."""
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        ["lxc", "console", running], stdin=slave, stdout=slave, stderr=slave, env=tiny.environment()
+    )
+    os.close(slave)
+    _read_until(master, b"<ctrl>+a q")
+    tiny.lxc("exec", running, "--", "sh", "-c", "echo from inside > /dev/console")
+    _read_until(master, b"from inside")
+    for key in (b"\x01", b"q"):  # as a person types: lxc takes them from reads of their own
+        os.write(master, key)
+        time.sleep(0.2)
+    assert process.wait(timeout=30) == 0
+    os.close(master)
+    assert "from inside" in tiny.lxc("console", running, "--show-log").stdout
+
+
 def _read_until(fd: int, wanted: bytes) -> bytes:
     seen = b""
     deadline = time.monotonic() + 30
