@@ -105,7 +105,7 @@ def _bind(
 async def _middleware(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    """A request id, the log line, and every exception turned into an envelope."""
+    """Tells the connection's keeper that it is busy."""
     connection = tls_of(request)
     if connection is None:
         return await _answer(request, handler)
@@ -123,13 +123,12 @@ async def _middleware(
 async def _answer(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
+    """A request id, the log line, and every exception turned into an envelope."""
     request_id = secrets.token_hex(6)
     started = time.monotonic()
     _started.set(None)
-    if request.method == hdrs.METH_OPTIONS:
-        return web.Response()
     try:
-        response = await handler(request)
+        response = web.Response() if request.method == hdrs.METH_OPTIONS else await handler(request)
     except Exception as failure:  # noqa: BLE001 - the border of a request: whatever it raised becomes its answer
         response = _failed(request, failure, request_id)
     if not response.prepared:

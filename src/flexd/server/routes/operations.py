@@ -53,6 +53,8 @@ async def cancel_operation(call: Call) -> web.Response:
 
 async def wait_for_operation(call: Call) -> web.Response:
     """The operation as it is when it ends, or after `timeout` seconds (-1: no limit)."""
+    if not call.caller.trusted and not call.query("secret"):
+        raise Forbidden("not authorized")
     operation = _operation(call)
     if not call.caller.trusted and not operation.may_wait(call.query("secret")):
         raise Forbidden("not authorized")
@@ -62,10 +64,10 @@ async def wait_for_operation(call: Call) -> web.Response:
 
 async def connect_websocket(call: Call) -> web.StreamResponse:
     """Give one of the operation's websockets to it; the connection lasts until either side closes it."""
-    operation = _operation(call)
     secret = call.query("secret")
     if not secret:
         raise BadRequest("missing secret")
+    operation = _operation(call)
     channel = WebSocketChannel(call.request, call.sockets)
     operation.connect(secret, channel)
     if (connection := tls_of(call.request)) is not None:
