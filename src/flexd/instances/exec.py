@@ -230,13 +230,9 @@ class _Session:
             return status
 
     async def into_files(self, stdout: Path | None, stderr: Path | None) -> int:
-        targets = [os.devnull if path is None else os.fspath(path) for path in (stdout, stderr)]
-        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
         with contextlib.ExitStack() as descriptors:
-            stdin = await asyncio.to_thread(os.open, os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-            descriptors.callback(os.close, stdin)
-            outputs = [await asyncio.to_thread(os.open, target, flags, 0o600) for target in targets]
-            for fd in outputs:
+            stdin, *outputs = await asyncio.to_thread(_open_files, stdout, stderr)
+            for fd in (stdin, *outputs):
                 descriptors.callback(os.close, fd)
             process = await self._start(stdin, *outputs, terminal=False)
             return await self._wait(process)
@@ -287,6 +283,19 @@ class _Session:
                 await process.signal(order.signal)
         if channel.aborted and not self._done.is_set():
             await process.signal(_SIGKILL)
+
+
+def _open_files(stdout: Path | None, stderr: Path | None) -> list[int]:
+    """Descriptors for a command without a client: no input, output into files or nowhere. In a thread."""
+    opened = [os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)]
+    try:
+        for path in (stdout, stderr):
+            opened.append(os.open(path or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    except OSError:
+        for fd in opened:
+            os.close(fd)
+        raise
+    return opened
 
 
 async def _end(*tasks: asyncio.Task[None] | None) -> None:
