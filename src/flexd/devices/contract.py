@@ -140,9 +140,9 @@ class Kind:
         """Static addresses, which liblxc gives at a start; an interface without stays down until the guest wants it."""
         if not nic.addresses:
             return
-        lines = [f"address replace {address} dev {nic.name} nodad" for address in nic.addresses if ":" in address]
-        lines += [f"address replace {address} dev {nic.name}" for address in nic.addresses if ":" not in address]
-        lines.append(f"link set dev {nic.name} up")
+        # Down first: routes of a try that was cut short go with it.
+        lines = [f"link set dev {nic.name} {state}" for state in ("down", "up")]
+        lines += [f"address replace {each} dev {nic.name}{' nodad' if ':' in each else ''}" for each in nic.addresses]
         for gateway in nic.gateways:
             everything = "::/0" if ":" in gateway else "0.0.0.0/0"
             lines += [

@@ -24,6 +24,9 @@ class Devices:
         self._networks = parts.networks
         self._kinds = {key: kind(parts) for key, kind in Kind.registered.items()}
 
+    def kinds(self) -> list[Kind]:
+        return list(self._kinds.values())
+
     def kind(self, config: DeviceConfig) -> Kind | None:
         """The kind behind an entry, None if there is no such type (or type of NIC)."""
         kind_type = config.get("type", "")

@@ -60,6 +60,13 @@ class LinuxLinks:
         body = netlink.IFINFO.pack(0, 0, 0, 0, 0) + _naming(name, hwaddr, mtu) + _info("macvlan", data)
         await self._create(what, body + netlink.u32(netlink.IFLA_LINK, index))
 
+    async def create_ipvlan(self, name: str, parent: str, *, mode: str = "l3s") -> None:
+        what = f"create ipvlan {name} on {parent}"
+        index = await self._threads.run(link_index, what, parent)
+        data = netlink.u16(netlink.IFLA_IPVLAN_MODE, netlink.IPVLAN_MODES[mode])
+        body = netlink.IFINFO.pack(0, 0, 0, 0, 0) + _naming(name, "", 0) + _info("ipvlan", data)
+        await self._create(what, body + netlink.u32(netlink.IFLA_LINK, index))
+
     async def delete(self, name: str) -> None:
         try:
             await self._change(f"delete link {name}", name, netlink.RTM_DELLINK)

@@ -50,6 +50,8 @@ IFLA_LINKINFO, IFLA_STATS64, IFLA_TARGET_NETNSID = 18, 23, 46
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
 IFLA_TXQLEN, IFLA_NET_NS_FD, IFLA_MACVLAN_MODE = 13, 28, 1
 MACVLAN_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
+IFLA_IPVLAN_MODE = 1
+IPVLAN_MODES = {"l2": 0, "l3": 1, "l3s": 2}
 # linux/if_addr.h
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS, IFA_TARGET_NETNSID = 1, 2, 8, 10
 IFA_F_NODAD = 0x02
@@ -90,6 +92,10 @@ def nested(kind: int, *children: bytes) -> bytes:
 
 def u32(kind: int, value: int) -> bytes:
     return attribute(kind, struct.pack("=I", value))
+
+
+def u16(kind: int, value: int) -> bytes:
+    return attribute(kind, struct.pack("=H", value))
 
 
 def s32(kind: int, value: int) -> bytes:

@@ -19,7 +19,7 @@ from flexd.runtime.paths import group_prefix
 from tests.contract.runtime.places import Place, make_root
 
 
-def _missing() -> str:
+def missing() -> str:
     """Why no real container can run here; "" if one can."""
     if os.geteuid() != 0:
         return "containers need root"
@@ -49,7 +49,7 @@ async def place(request: pytest.FixtureRequest, directory: Path) -> AsyncIterato
         fake = FakeRuntime(directory)
         yield Place(fake, lambda: fake, root, real=False)
         return
-    reason = _missing()
+    reason = missing()
     if reason:
         pytest.skip(reason)
     make_root(root, busybox=Path(shutil.which("busybox") or ""))

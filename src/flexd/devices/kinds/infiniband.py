@@ -19,6 +19,7 @@ def _hwaddr_fault(value: str) -> str | None:
 class InfinibandPhysical(PhysicalNic, type="infiniband", subtype="physical"):
     """Given away as a physical NIC is."""
 
+    UPDATABLE = frozenset()
     KEYS = (
         Key("nictype", description="`physical` or `sriov`", required=True, choices=("physical",)),
         Key("parent", description="Interface of the host", check=nics.interface_fault, required=True),

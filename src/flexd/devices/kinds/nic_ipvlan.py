@@ -64,8 +64,7 @@ class IpvlanNic(Nic, type="nic", subtype="ipvlan"):
         await self.make_vlan(context)
         name, config = self.inner_link(context), context.config
         await self.host.links.delete(name)
-        words = ["link", "add", "link", self.parent(context), "name", name, "type", "ipvlan"]
-        await self.host.processes.run(["ip", *words, "mode", config.get("mode") or "l3s"])
+        await self.host.links.create_ipvlan(name, self.parent(context), mode=config.get("mode") or "l3s")
         if config.get("mtu"):
             await self.host.links.set_mtu(name, int(config["mtu"]))
 

@@ -34,7 +34,7 @@ def _family_keys(family: str, version: int) -> tuple[Key, ...]:
 class RoutedNic(VethNic, type="nic", subtype="routed"):
     """No bridge, no broadcasts: every packet passes the host's routing."""
 
-    UPDATABLE = VethNic.UPDATABLE - {key.name for key in nics.ROUTES}
+    UPDATABLE = VethNic.UPDATABLE - {nics.BOOT.name, *(key.name for key in nics.ROUTES)}
     KEYS = (
         Key("nictype", description="`routed`", choices=("routed",), required=True),
         Key("parent", description="Interface on whose network the addresses are", check=nics.interface_fault),

@@ -103,6 +103,13 @@ class FakeLinks:
         on, index = self._link(what, parent), next(self._indices)
         self.add(Link(name, index, "macvlan", hwaddr or _hwaddr(index), mtu or on.mtu))
 
+    async def create_ipvlan(self, name: str, parent: str, *, mode: str = "l3s") -> None:
+        self._recorder.note("links.create_ipvlan", name, parent, mode)
+        what = f"create ipvlan {name} on {parent}"
+        self._claim(what, name)
+        on = self._link(what, parent)
+        self.add(Link(name, next(self._indices), "ipvlan", on.hwaddr, on.mtu))
+
     async def delete(self, name: str) -> None:
         self._recorder.note("links.delete", name)
         gone = self.by_name.pop(name, None)

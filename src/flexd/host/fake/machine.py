@@ -39,6 +39,7 @@ class FakeMachine:
         self.syscalls_unknown = {"mkdirr"}
         self.memory = 8 << 30
         self.cpus = "0-3"
+        self.gpu = api.ResourcesGPU()
         self._boot_id = str(uuid.uuid4())
         self._recorder = recorder
 
@@ -89,6 +90,7 @@ class FakeMachine:
         found = api.Resources(
             cpu=api.ResourcesCPU(architecture="x86_64", sockets=[api.ResourcesCPUSocket()], total=1),
             memory=api.ResourcesMemory(total=1 << 30, used=1 << 28),
+            gpu=self.gpu,
         )
         builtins: dict[str, Any] = msgspec.to_builtins(found)
         return builtins

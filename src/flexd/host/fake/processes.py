@@ -4,6 +4,7 @@
 import asyncio
 import inspect
 import itertools
+import os
 import signal as signals
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -78,6 +79,7 @@ class FakeProcesses:
     def __init__(self, recorder: Recorder, threads: Threads) -> None:
         self.running: dict[int, FakeChild] = {}
         self.harmless = set(_HARMLESS)
+        self.outputs: dict[str, bytes] = {}  # what a spawned program writes to its stdout at once
         self._answers: dict[str, Answer] = {}
         self._recorder = recorder
         self._real = LinuxProcesses(threads)
@@ -147,6 +149,9 @@ class FakeProcesses:
             return await self._real.spawn(
                 argv, stdin=stdin, stdout=stdout, stderr=stderr, env=env, cwd=cwd, pass_fds=pass_fds
             )
+        written = self.outputs.get(argv[0])
+        if written and stdout is not None:
+            await asyncio.to_thread(os.write, stdout, written)
         return self.running[self.start(argv).pid]
 
     async def identify(self, pid: int) -> ProcessRef | None:
