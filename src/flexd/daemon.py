@@ -27,6 +27,7 @@ from flexd.host.contract import Features, Host
 from flexd.host.linux import LinuxHost
 from flexd.host.terminals import LinuxTerminals, Terminals
 from flexd.images.images import Images
+from flexd.images.pack import Packer
 from flexd.images.upkeep import Upkeep
 from flexd.instances.actions import Actions
 from flexd.instances.allocator import IdmapAllocator
@@ -44,10 +45,12 @@ from flexd.instances.logs import Logs
 from flexd.instances.metadata import Metadata, MetadataDocuments
 from flexd.instances.ports import PortList
 from flexd.instances.profiles import Profiles
+from flexd.instances.publish import Publishing
 from flexd.instances.registry import Registry
 from flexd.instances.resolve import Resolver
 from flexd.instances.snapshots import Snapshots
 from flexd.instances.state import States
+from flexd.instances.stills import Stills
 from flexd.instances.templates import Templates
 from flexd.instances.volume_users import VolumeUsers
 from flexd.network.networks import Networks
@@ -303,6 +306,18 @@ class Daemon:
             registry=registry, lifecycle=self.lifecycle, host=self._host, images=self.images, events=events
         )
         self.guest_server = GuestServer(self.guest)
+        stills = Stills(registry=registry, lifecycle=self.lifecycle, pools=self.pools, locks=locks)
+        packer = Packer(self._host, self.directory / "images" / ".stage")
+        self.publishing = Publishing(
+            host=self._host,
+            registry=registry,
+            lifecycle=self.lifecycle,
+            images=self.images,
+            metadata=self.metadata_documents,
+            stills=stills,
+            packer=packer,
+            settings=self.config.get,
+        )
         self.files = Files(registry=registry, lifecycle=self.lifecycle, runtime=runtime, pools=self.pools, locks=locks)
         self.states = States(registry=registry, lifecycle=self.lifecycle, host=self._host, pools=self.pools)
         self.pools.set_used_by(registry.users_of_pool)
@@ -339,6 +354,7 @@ class Daemon:
             files=self.files,
             logs=self.logs,
             metadata=self.metadata,
+            publishing=self.publishing,
             profiles=self.profiles,
             snapshots=self.snapshots,
             images=self.images,

@@ -13,6 +13,7 @@ API_EXTENSIONS: tuple[str, ...] = (
     "etag",
     "patch",
     "https_allowed_credentials",
+    "image_compression_algorithm",
     "directory_manipulation",
     "container_cpu_time",
     "network",
@@ -32,6 +33,7 @@ API_EXTENSIONS: tuple[str, ...] = (
     "entity_description",
     "id_map_base",
     "file_symlinks",
+    "container_edit_metadata",
     "resources",
     "storage_api_volume_rename",
     "console",
@@ -60,6 +62,7 @@ API_EXTENSIONS: tuple[str, ...] = (
     "instances",
     "image_types",
     "images_expiry",
+    "compression_squashfs",
     "api_filtering",
     "instance_nic_network",
     "firewall_driver",
@@ -78,6 +81,7 @@ API_EXTENSIONS: tuple[str, ...] = (
     "metrics",
     "linux_sysctl",
     "certificate_self_renewal",
+    "cloud_init",
     "instance_all_projects",
     "instance_get_full",
     "event_project",
@@ -93,8 +97,6 @@ API_EXTENSIONS: tuple[str, ...] = (
 )
 
 PARTIAL: dict[str, str] = {
-    "compression_squashfs": "squashfs images are read; publishing with a chosen compression is not built",
-    "container_edit_metadata": "metadata.yaml of an instance is not kept",
     "image_profiles": "kept on images, not applied to instances made from them",
     "metrics_cpu_seconds": "CPU time is known in total, not by mode and CPU",
     "network_state_bond_bridge": "bridges are described, bonds are not",

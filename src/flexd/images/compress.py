@@ -21,12 +21,13 @@ class Compressor(Struct, frozen=True):
 
 
 # The same input gives the same file (gzip -n), and as many threads as there are processors where a program has them.
+# gzip at 1, unless a level is asked for: three times as fast as at 6, for a file a tenth larger (240 MB of Debian).
 _PROGRAMS = {
     "bzip2": Compressor("bzip2", ".bz2", ("bzip2", "-c")),
-    "gzip": Compressor("gzip", ".gz", ("gzip", "-nc")),
+    "gzip": Compressor("gzip", ".gz", ("gzip", "-nc", "-1")),
     "lz4": Compressor("lz4", ".lz4", ("lz4", "-qc")),
     "lzma": Compressor("lzma", ".lzma", ("xz", "-c", "--format=lzma")),
-    "pigz": Compressor("pigz", ".gz", ("pigz", "-nc")),
+    "pigz": Compressor("pigz", ".gz", ("pigz", "-nc", "-1")),
     "xz": Compressor("xz", ".xz", ("xz", "-c", "-T0")),
     "zstd": Compressor("zstd", ".zst", ("zstd", "-qc", "-T0")),
     NONE: Compressor(NONE, ""),

@@ -155,8 +155,8 @@ class Instances:
         )
 
     async def _rename(self, project: str, name: str, new_name: str) -> None:
-        root_key = self._registry.instance(project, name).root_key
-        keys = [f"instance/{project}/{name}", f"instance/{project}/{new_name}", root_key]
+        old = self._registry.instance(project, name)
+        keys = [f"instance/{project}/{name}", f"instance/{project}/{new_name}", old.root_key, old.still_key]
         async with self._locks.hold_all(keys, "rename"):
             record = self._registry.instance(project, name)
             if self._lifecycle.status(record) != "Stopped":
@@ -184,7 +184,8 @@ class Instances:
             raise Forbidden(f'Failed deleting instance "{record.name}": Instance is protected')
 
     async def _delete(self, project: str, name: str) -> None:
-        keys = [f"instance/{project}/{name}", self._registry.instance(project, name).root_key]
+        old = self._registry.instance(project, name)
+        keys = [f"instance/{project}/{name}", old.root_key, old.still_key]
         async with self._locks.hold_all(keys, "delete"):
             record = self._registry.instance(project, name)
             self._check_deletable(record)

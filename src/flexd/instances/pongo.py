@@ -6,6 +6,7 @@ memory is bounded. A template sees texts and mappings, never an object of ours. 
 """
 
 import html
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
@@ -34,9 +35,9 @@ _TAG = re.compile(
 )
 _TOKEN = re.compile(
     rf"(?P<space>\s+)|(?P<string>{_STRING})|(?P<number>\d+(?:\.\d+)?)|(?P<name>[A-Za-z_]\w*)|"
-    r"(?P<operator>&&|\|\||[=!<>]=|<>|[-+*/%<>!=|:,.()\[\]])"
+    r"(?P<operator>&&|\|\||[=!<>]=|<>|[-+*/%^<>!=|:,.()\[\]])"
 )
-_WORDS = {"&&": " and ", "||": " or ", "!": " not ", "<>": "!=", "nil": "none", "True": "true", "False": "false"}
+_WORDS = {"&&": " and ", "||": " or ", "!": " not ", "<>": "!=", "^": "**", "nil": "none", "True": "true", "False": "false"}
 _LOOP = {
     "Counter": "index",
     "Counter0": "index0",
@@ -325,6 +326,8 @@ def _binary(operator: str, left: Any, right: Any) -> Any:
         return _product(left, right)
     if operator == "/":
         return _divide(left, right)
+    if operator == "**":
+        return math.pow(_number(left), _number(right))
     return _number(left) % _number(right)
 
 
@@ -396,7 +399,7 @@ def _environment() -> "Environment":
     class Sandbox(SandboxedEnvironment):
         """No attribute of any object but a mapping's keys and a loop's counters; no call but ours."""
 
-        intercepted_binops = frozenset({"+", "*", "/", "%"})
+        intercepted_binops = frozenset({"+", "*", "/", "%", "**"})
 
         def call_binop(self, _context: Any, operator: str, left: Any, right: Any) -> Any:
             return _binary(operator, left, right)

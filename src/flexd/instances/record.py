@@ -71,6 +71,12 @@ class InstanceRecord(Struct):
         return instance_url(self.project, self.name)
 
     @property
+    def still_key(self) -> str:
+        """The lock of whoever takes the volume away or puts something else in it, and of whoever reads it for long.
+        Named so that it comes before the instance's own (`Locks.hold_all`)."""
+        return f"backup/{self.project}/{self.name}"
+
+    @property
     def root_key(self) -> str:
         """The lock of whoever mounts or unmounts the root: a start, what follows an end, files of a stopped one."""
         return f"root/{self.project}/{self.name}"

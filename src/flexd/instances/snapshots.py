@@ -233,7 +233,8 @@ class Snapshots:
         return self._start("Restoring snapshot", found, lambda _operation: self._restore(project, name, found))
 
     async def _restore(self, project: str, name: str, snapshot: SnapshotRecord) -> None:
-        async with self._locks.hold(f"instance/{project}/{name}", "restore"):
+        keys = [f"instance/{project}/{name}", self._registry.instance(project, name).still_key]
+        async with self._locks.hold_all(keys, "restore"):
             instance = self._registry.instance(project, name)
             where = {"project": project, "name": name, "snapshot": snapshot.name}
             volume = {**where, "pool": instance.pool, "volume": instance.storage_name}

@@ -15,6 +15,7 @@ from flexd.instances.lifecycle import Lifecycle
 from flexd.instances.logs import Logs
 from flexd.instances.metadata import Metadata
 from flexd.instances.profiles import Profiles
+from flexd.instances.publish import Publishing
 from flexd.instances.snapshots import Snapshots
 from flexd.instances.state import States
 from flexd.network.networks import Networks
@@ -48,6 +49,7 @@ class Services:
     files: Files
     logs: Logs
     metadata: Metadata
+    publishing: Publishing
     profiles: Profiles
     snapshots: Snapshots
     images: Images

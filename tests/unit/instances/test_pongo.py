@@ -42,7 +42,7 @@ def shown(source: str) -> str:
         ('{% if config_get("user.x", "") == "" and !missing && 1 == 1 %}yes{% else %}no{% endif %}', "yes"),
         ('{{ devices.root.path }} {{ 1 == 1 }} {{ 3 }} {{ 1.5 }} {{ "q\\"x" }}', '/ True 3 1.500000 q"x'),
         ("a\n{%- if true %} trimmed {% endif -%}\n\nend", "a trimmed end"),
-        ("{{ 7/2 }} {{ 7+2 }} {{ 7 % 3 }}", "3 9 1"),
+        ("{{ 7/2 }} {{ 7+2 }} {{ 7 % 3 }} {{ 2^3 }}", "3 9 1 8.000000"),
         ("{% for x in nothing %}[{{ x }}]{% empty %}none{% endfor %}", "none"),
         (
             "{% for k in properties sorted %}{{ forloop.Counter }}{{ k }}{% if forloop.Last %}!{% endif %}{% endfor %}",

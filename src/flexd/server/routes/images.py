@@ -11,6 +11,7 @@ from aiohttp.multipart import BodyPartReader
 from flexd.api.errors import BadRequest, TooLarge
 from flexd.api.image import ImageExportPost, ImagePut, ImagesPost
 from flexd.images.incoming import UploadPart, parse_upload_headers
+from flexd.instances.publish import KINDS
 from flexd.operations.operations import Operation
 from flexd.server import responses
 from flexd.server.call import Call
@@ -74,6 +75,8 @@ async def _upload_or_fetch(call: Call) -> Operation:
         raise BadRequest("Invalid image: the request has no body")
     if first.lstrip()[:1] == b"{":
         post = decode(await _rest(call.request, first), ImagesPost)
+        if post.source is not None and post.source.type in KINDS:
+            return call.services.publishing.publish(post.source.project or call.project, post)
         return await images.create_from_source(call.project, post)
     headers = parse_upload_headers(call.request.headers)
     return await images.create_from_upload(call.project, _chunks(call.request, first), headers, multipart=False)
