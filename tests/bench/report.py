@@ -17,7 +17,6 @@ class Row:
     title: str
     unit: str = "ms"
     target: float | None = None
-    higher_is_better: bool = False
 
 
 ROWS = (
@@ -38,7 +37,7 @@ ROWS = (
     Row("pull", "pull of 100 MiB"),
     Row("list1", "list of {list} running, recursion=1"),
     Row("list2", "list of {list} running, recursion=2", target=20),
-    Row("list2_rate", "list of {list} running, recursion=2", "requests/s", higher_is_better=True),
+    Row("list2_rate", "list of {list} running, recursion=2", "requests/s"),
     Row("cli_lxc", "`lxc list`, {list} running"),
     Row("cli_flexc", "`flexc list`, {list} running"),
     Row("parallel", "{many} launched at once, until all run", "s"),
@@ -117,7 +116,8 @@ class Report:
         return [
             f"{facts['date']}, {facts['machine']}; load average before {facts['load_before']}, "
             f"after {facts['load_after']}.",
-            f"Medians (least-greatest) of {facts['rounds']} rounds; in each round every peer has its turn.",
+            f"Medians (least-greatest) of {facts['rounds']} rounds; in each round every peer has its turn, at the same "
+            f"priority (nice {facts['nice']}).",
             *(f"{name}: {version}." for name, version in facts["versions"].items()),
             *self.notes,
         ]
