@@ -21,6 +21,8 @@ def fake_host() -> FakeHost:
     host.processes.answer("dnsmasq", lambda argv, _stdin: _dnsmasq(host, argv))
     host.processes.answer("ip", Completed(0, b"[]", b""))
     host.processes.answer("nft", Completed(0, b'{"nftables": []}', b""))
+    for program in ("tc", "bridge", "unshare", "nsenter"):
+        host.processes.answer(program, DONE)
     return host
 
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Devices of running instances: plugged in, unplugged, updated; a failure at any step leaves all as it was."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import msgspec
@@ -11,7 +12,7 @@ from flexd.api.errors import BadRequest, FlexdError, InvalidInput
 from flexd.api.instance import InstancePut
 from flexd.api.profile import ProfilePut
 from flexd.api.storage_volume import StorageVolumesPost
-from flexd.host.contract import HostError
+from flexd.host.contract import Completed, HostError, Link, Node
 from flexd.instances.firstboot import INSTANCE_ID
 from flexd.operations.contract import Plan, Step
 from flexd.server.decode import narrow
@@ -347,3 +348,255 @@ async def test_a_start_checks_the_host(home: House, disk: dict[str, str]) -> Non
     with pytest.raises(FlexdError, match=r'Failed starting instance "c1": devices.data.source: Missing source path'):
         await home.act("start")
     assert home.status() == "Stopped"
+
+
+# --- processes, nodes and hardware ---
+
+PROXY = {"type": "proxy", "listen": "tcp:127.0.0.1:8080", "connect": "tcp:127.0.0.1:80"}
+
+
+def proxies(home: House) -> list[tuple[str, str]]:
+    return [
+        (f"{listen.host}:{listen.port}", f"{connect.host}:{connect.port}")
+        for spec in home.runtime.proxies.values()
+        for listen, connect in spec.pairs
+    ]
+
+
+async def test_a_proxy(home: House, tmp_path: Path) -> None:
+    before = state(home)
+    await edit(home, web={**PROXY, "listen": "tcp:127.0.0.1:8080-8081,90", "connect": "tcp:127.0.0.1:80"})
+    assert [listen for listen, _ in proxies(home)] == ["127.0.0.1:8080", "127.0.0.1:8081", "127.0.0.1:90"]
+    await restart(home, tmp_path)
+    assert len(home.runtime.proxies) == 1
+    home.runtime.proxies.clear()  # somebody killed it while the daemon was away
+    await restart(home, tmp_path)
+    assert len(home.runtime.proxies) == 1
+    await edit(home, web=None)
+    assert home.runtime.proxies == {}
+    assert state(home) == before
+
+
+async def test_a_proxy_starts_and_ends_with_its_instance(home: House) -> None:
+    await edit(home, web=PROXY)
+    await home.act("restart", force=True)
+    assert proxies(home) == [("127.0.0.1:8080", "127.0.0.1:80")]
+    await home.act("stop", force=True)
+    assert home.runtime.proxies == {}
+
+
+async def test_a_start_whose_proxy_fails_takes_everything_back(home: House) -> None:
+    await edit(home, web=PROXY)
+    await home.act("stop", force=True)
+    before = home.host_state()
+    home.runtime.failing_calls["start_proxy"] = "Address already in use"
+    with pytest.raises(FlexdError, match="Address already in use"):
+        await home.act("start")
+    assert (home.status(), home.host_state()) == ("Stopped", before)
+
+
+async def test_a_proxy_by_nat(home: House) -> None:
+    before = state(home)
+    web = {**PROXY, "nat": "true", "listen": "tcp:198.18.40.1:80", "connect": "tcp:0.0.0.0:8080"}
+    with pytest.raises(FlexdError, match="must be a static address of the instance"):
+        await edit(home, web=web)
+    assert state(home) == before
+    await edit(home, eth0={**NIC, "ipv4.address": "198.18.1.7"})
+    await edit(home, web=web)
+    (body,) = [body for (family, _), body in home.host.firewall.bodies.items() if family == "inet" and "dnat" in body]
+    assert "ip daddr 198.18.40.1 tcp dport 80 dnat ip to 198.18.1.7:8080" in body
+    assert "ip saddr 198.18.1.7 ip daddr 198.18.1.7 tcp dport 8080 masquerade" in body
+    await edit(home, web=None)
+    assert not [body for body in home.host.firewall.bodies.values() if "dnat" in body]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"listen": "80"}, "invalid address"),
+        ({"listen": "tcp:127.0.0.1:0"}, "1 to 65535"),
+        ({"listen": "tcp:localhost:80"}, "does not appear to be an IPv4 or IPv6 address"),
+        ({"listen": "unix:relative"}, "invalid unix address"),
+        ({"listen": "tcp:127.0.0.1:1-3", "connect": "tcp:127.0.0.1:1-2"}, "3 ports cannot lead to 2"),
+        ({"listen": "udp:127.0.0.1:53"}, "datagrams"),
+        ({"connect": ""}, "a value is required"),
+        ({"mode": "0600"}, "only a listening unix socket has an owner"),
+        ({"listen": "unix:/x", "mode": "9"}, "invalid mode"),
+        ({"bind": "moon"}, "expected one of host"),
+        ({"nat": "true", "bind": "instance", "listen": "tcp:198.18.40.1:80"}, "Only host-bound"),
+        ({"nat": "true", "listen": "tcp:0.0.0.0:80"}, "wildcard address"),
+        ({"nat": "true", "listen": "unix:/x"}, "works for tcp to tcp"),
+        ({"nat": "true", "listen": "tcp:[fd42::1]:80"}, "IPv6 cannot lead to IPv4"),
+        ({"nat": "true", "listen": "tcp:198.18.40.1:80", "proxy_protocol": "true"}, "keeps the sender's address"),
+    ],
+)
+async def test_bad_proxies(home: House, changes: dict[str, str], message: str) -> None:
+    with pytest.raises(FlexdError, match=message):
+        await edit(home, web={**PROXY, **changes})
+    assert home.runtime.proxies == {}
+
+
+async def test_a_node(home: House) -> None:
+    before = state(home)
+    home.host.nodes.by_path[Path("/dev/thing")] = Node("c", 10, 99)
+    await edit(home, thing={"type": "unix-char", "path": "/dev/thing", "uid": "1000", "mode": "0600"})
+    assert list(home.runtime.mounts_of("c1")) == ["dev/thing"]
+    made = next(call for call in home.host.calls if call.method == "nodes.make")
+    assert made.arguments[1:] == (Node("c", 10, 99), 0o600, 1_001_000, 1_000_000)
+    assert home.runtime.devices_of("c1") == set()  # an unprivileged container's devices are not limited
+    await edit(home, thing=None)
+    assert state(home) == before
+
+
+async def test_a_node_of_a_privileged_container(home: House) -> None:
+    await home.create("priv", config={"security.privileged": "true"})
+    home.host.nodes.by_path[Path("/dev/thing")] = Node("b", 7, 3)
+    await home.act("start", "priv")
+    await edit(home, "priv", thing={"type": "unix-block", "source": "/dev/thing", "path": "/dev/other"})
+    assert home.runtime.devices_of("priv") == {"b 7:3 rwm"}
+    await home.act("restart", "priv", force=True)
+    assert ("devices.allow", "b 7:3 rwm") in home.runtime.specs["priv"].cgroup
+    await edit(home, "priv", thing=None)
+    assert home.runtime.devices_of("priv") == set()
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"type": "unix-char"}, "missing the required source or path"),
+        ({"type": "unix-char", "path": "/dev/none"}, 'The required device path "/dev/none" doesn\'t exist'),
+        ({"type": "unix-block", "path": "/dev/char"}, '"/dev/char" is not a block device'),
+        ({"type": "unix-char", "path": "/dev/x", "major": "1"}, "must be given together"),
+        ({"type": "unix-char", "path": "/dev/x", "major": "1", "minor": "9999999"}, "invalid device number"),
+        ({"type": "unix-hotplug"}, "require a vendorid or productid"),
+        ({"type": "usb", "vendorid": "1"}, "four hexadecimal digits"),
+        ({"type": "usb", "vendorid": "1234", "required": "true"}, "this host has no such device"),
+        ({"type": "gpu"}, r"its kernel no driver for it \(CONFIG_DRM\)"),
+        ({"type": "gpu", "gputype": "mig"}, "NVIDIA MIG needs"),
+        ({"type": "gpu", "pci": "0000:00:02.0", "id": "0"}, "Cannot use id when pci is set"),
+        ({"type": "tpm", "path": "/dev/tpm0", "pathrm": "/dev/tpmrm0"}, "CONFIG_TCG_VTPM_PROXY"),
+        ({"type": "infiniband"}, 'needs a "nictype"'),
+        ({"type": "infiniband", "nictype": "physical", "parent": "ib0"}, "CONFIG_INFINIBAND"),
+        ({"type": "nic", "nictype": "ovn"}, 'unsupported nictype "ovn"'),
+        ({"type": "nic", "nictype": "macvlan"}, "a value is required"),
+        ({"type": "nic", "nictype": "macvlan", "parent": "nope0"}, 'Parent device "nope0" doesn\'t exist'),
+        ({"type": "nic", "nictype": "sriov", "parent": "lo"}, "no SR-IOV virtual functions"),
+        ({"type": "nic", "nictype": "physical", "parent": "lo"}, "loopback"),
+        ({"type": "nic", "nictype": "routed", "ipv4.routes": "198.18.9.0/24"}, "as the next hop"),
+        ({"type": "nic", "nictype": "bridged", "parent": "lo"}, "is not a bridge of this host"),
+        ({**NIC2, "hwaddr": "01:00:00:00:00:00"}, "multicast"),
+        ({**NIC2, "mtu": "12"}, "68 to 65535"),
+        ({**NIC2, "vlan": "5000"}, "1 to 4094"),
+        ({**NIC2, "vlan.tagged": "1-x"}, "such as 5,10-12"),
+        ({**NIC2, "limits.egress": "10furlongs"}, "Invalid rate"),
+        ({**NIC2, "ipv4.routes": "198.18.9.1/24"}, "invalid IPv4 subnet"),
+        ({**NIC2, "ipv4.address": "fd42::1"}, "invalid IPv4 address"),
+    ],
+)
+async def test_what_this_host_cannot_offer(home: House, entry: dict[str, str], message: str) -> None:
+    home.host.nodes.by_path[Path("/dev/char")] = Node("c", 1, 3)
+    before = state(home)
+    with pytest.raises(FlexdError, match=message):
+        await edit(home, x=entry)
+    assert state(home) == before
+
+
+async def test_what_the_kernel_lacks_is_said(home: House) -> None:
+    home.host.links.add(Link("eth9", 99))
+    home.host.processes.answer("unshare", Completed(2, b"", b"Error: Unknown device type.\n"))
+    for nictype, option in (("ipvlan", "CONFIG_IPVLAN"), ("macvlan", "CONFIG_MACVLAN")):
+        with pytest.raises(FlexdError, match=option):
+            await edit(home, x={"type": "nic", "nictype": nictype, "parent": "eth9"})
+    with pytest.raises(FlexdError, match="CONFIG_BRIDGE_VLAN_FILTERING"):
+        await edit(home, x={**NIC2, "vlan": "5"})
+    with pytest.raises(FlexdError, match="CONFIG_NET_SCH_TBF"):
+        await edit(home, x={**NIC2, "limits.ingress": "1Mbit"})
+    home.host.firewall.fault = "nft is not installed"
+    with pytest.raises(FlexdError, match="needs nftables: nft is not installed"):
+        await edit(home, x={**NIC2, "security.mac_filtering": "true"})
+
+
+async def _until(check: Callable[[], bool]) -> None:
+    for _ in range(2000):
+        if check():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("it never came to that")
+
+
+async def test_hardware_comes_and_goes(home: House, tmp_path: Path) -> None:
+    await edit(home, stick={"type": "unix-hotplug", "vendorid": "0403"})
+    assert home.runtime.mounts_of("c1") == {}
+    serial = {"/dev/ttyUSB0": Node("c", 188, 0), "/dev/bus/usb/001/002": Node("c", 189, 1)}
+    home.host.nodes.usb["0403", "6001"] = serial
+    home.host.nodes.changed()
+    await _until(lambda: list(home.runtime.mounts_of("c1")) == ["dev/ttyUSB0"])
+    home.host.nodes.usb["0403", "6001"] = {"/dev/ttyUSB0": Node("c", 188, 1)}
+    await restart(home, tmp_path)  # while the daemon was away it was plugged in elsewhere
+    made = [call for call in home.host.calls if call.method == "nodes.make"]
+    assert made[-1].arguments[1] == Node("c", 188, 1)
+    del home.host.nodes.usb["0403", "6001"]
+    home.host.nodes.changed()
+    await _until(lambda: home.runtime.mounts_of("c1") == {})
+    await edit(home, stick=None)
+    assert home.host.nodes.watches == []
+
+
+async def test_a_node_made_by_hand(home: House) -> None:
+    await edit(home, x={"type": "unix-char", "source": "/dev/late", "required": "false"})
+    assert home.host.nodes.watches[0].directories == {Path("/dev")}
+    home.host.nodes.by_path[Path("/dev/late")] = Node("c", 10, 1)
+    home.host.nodes.changed()
+    await _until(lambda: list(home.runtime.mounts_of("c1")) == ["dev/late"])
+    await home.act("stop", force=True)
+    assert home.host.nodes.watches == []
+
+
+async def test_filters_give_the_instance_its_address_for_good(home: House) -> None:
+    await edit(home, eth0={**NIC, "security.ipv4_filtering": "true", "security.ipv6_filtering": "true"})
+    config = home.daemon.instances.show(PROJECT, "c1").config
+    address = config["volatile.eth0.last_state.ip_addresses"]
+    assert address.startswith("198.18.1.")
+    (body,) = [body for (family, _), body in home.host.firewall.bodies.items() if family == "bridge"]
+    assert f"ip saddr != {{ {address} }} drop" in body
+    assert "ether type ip6 drop" in body  # the network has no IPv6
+    assert f"ether saddr != {config['volatile.eth0.hwaddr']} drop" in body
+    assert home.daemon.ports.ports()["flexbr0"][0].ipv4_address == address
+    await edit(home, eth0={**NIC, "security.mac_filtering": "true"})
+    (body,) = [body for (family, _), body in home.host.firewall.bodies.items() if family == "bridge"]
+    assert "ip saddr" not in body
+    await edit(home, eth0=None)
+    assert not [family for family, _ in home.host.firewall.bodies if family == "bridge"]
+
+
+async def test_a_nic_changes_in_place(home: House) -> None:
+    created = [call for call in home.host.calls if call.method == "links.create_veth"]
+    limited = {**NIC, "limits.max": "8Mbit", "limits.priority": "7", "ipv4.routes": "198.18.50.0/24"}
+    await edit(home, eth0=limited)
+    (body,) = [body for (family, _), body in home.host.firewall.bodies.items() if family == "netdev"]
+    assert "limit rate over 1000000 bytes/second" in body
+    assert "meta priority set 0:7" in body
+    await edit(home, eth0={**limited, "security.port_isolation": "true", "ipv4.address": "198.18.1.9"})
+    programs = [call.arguments for call in home.host.calls if call.method == "processes.run"]
+    assert any(words[:2] == ("bridge", "link") and words[-1] == "on" for words in programs)
+    assert any(words[:4] == ("ip", "-4", "route", "replace") and "198.18.50.0/24" in words for words in programs)
+    await edit(home, eth0=None)
+    assert [call for call in home.host.calls if call.method == "links.create_veth"] == created
+    assert not [family for family, _ in home.host.firewall.bodies if family == "netdev"]
+
+
+async def test_a_physical_nic_comes_home(home: House) -> None:
+    home.host.links.add(Link("eth9", 99, hwaddr="02:00:00:00:99:99", mtu=1500))
+    before = home.host_state()
+    entry = {"type": "nic", "nictype": "physical", "parent": "eth9", "name": "eth5", "mtu": "1400"}
+    await edit(home, eth9=entry)
+    assert inside(home) == ["eth5"]
+    config = home.daemon.instances.show(PROJECT, "c1").config
+    assert config["volatile.eth9.last_state.mtu"] == "1500"
+    await edit(home, eth9={**entry, "boot.priority": "3"})  # it is not on the host now, which is no fault
+    await home.act("stop", force=True)
+    assert home.host.links.by_name["eth9"].mtu == 1500
+    await home.act("start")
+    await edit(home, eth9=None)
+    assert home.host_state() == before
+    assert home.host.links.by_name["eth9"].mtu == 1500
