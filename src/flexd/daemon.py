@@ -46,6 +46,7 @@ from flexd.instances.metadata import Metadata, MetadataDocuments
 from flexd.instances.ports import PortList
 from flexd.instances.profiles import Profiles
 from flexd.instances.publish import Publishing
+from flexd.instances.rebuild import Rebuild
 from flexd.instances.registry import Registry
 from flexd.instances.resolve import Resolver
 from flexd.instances.snapshots import Snapshots
@@ -246,6 +247,18 @@ class Daemon:
             locks=locks,
             events=events,
         )
+        self.rebuild = Rebuild(
+            registry=registry,
+            creation=creation,
+            pools=self.pools,
+            images=self.images,
+            metadata=self.metadata_documents,
+            lifecycle=self.lifecycle,
+            journal=self.journal,
+            operations=operations,
+            locks=locks,
+            events=events,
+        )
         edits = Edits(
             registry=registry,
             devices=self.devices,
@@ -354,6 +367,7 @@ class Daemon:
             files=self.files,
             logs=self.logs,
             metadata=self.metadata,
+            rebuild=self.rebuild,
             publishing=self.publishing,
             profiles=self.profiles,
             snapshots=self.snapshots,

@@ -92,6 +92,7 @@ API_EXTENSIONS: tuple[str, ...] = (
     "instance_file_head",
     "remote_token_expiry",
     "instance_ready_state",
+    "instances_rebuild",
     # flexd's own, unknown to LXD
     "image_build",  # POST /1.0/images with source type "build"
 )

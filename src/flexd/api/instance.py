@@ -114,5 +114,9 @@ class InstancesPost(Struct):
     type: str = ""
 
 
+class InstanceRebuildPost(Struct):
+    source: InstanceSource = field(default_factory=InstanceSource)
+
+
 class InstancesPut(Struct):
     state: InstanceStatePut = field(default_factory=InstanceStatePut)

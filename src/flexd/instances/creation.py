@@ -92,13 +92,13 @@ class Creation:
         name = self._resolver.free_name(project, post.name)
         if post.source.type == "image" and post.source.server:
             return await self._from_remote_image(project, name, post)
-        made = await self._plan_from_image(project, name, post, self._source_image(project, name, post.source))
+        made = await self._plan_from_image(project, name, post, self.source_image(project, name, post.source))
         return self._start(made[0], lambda operation: self._carry_out(operation, *made))
 
     async def _from_remote_image(self, project: str, name: str, post: InstancesPost) -> Operation:
         """An image of another server: fetched first, unless it is here. Every fault that is not about the image is
         told before that."""
-        fetch = await self._images.remote(_image_source(post.source), post.architecture)
+        fetch = await self._images.remote(image_source(post.source), post.architecture)
         record, _, _ = await self._plan_from_image(project, name, post, None)
 
         async def run(operation: Operation) -> None:
@@ -117,7 +117,7 @@ class Creation:
             architecture=post.architecture or (image.architecture if image else ""),
             description=post.description,
             ephemeral=post.ephemeral,
-            kept=_image_config(image) if image else {},
+            kept=image_config(image) if image else {},
             metadata=await self._metadata.of_image(image.fingerprint) if image else "",
         )
         record, expanded = await self._resolver.record(project, name, wanted)
@@ -129,7 +129,8 @@ class Creation:
         )
         return record, expanded, plan
 
-    def _source_image(self, project: str, name: str, source: InstanceSource) -> ImageRecord | None:
+    def source_image(self, project: str, name: str, source: InstanceSource) -> ImageRecord | None:
+        """An image of this server, or None for an instance made from nothing."""
         if source.type == "none":
             return None
         if source.properties and not (source.alias or source.fingerprint):
@@ -261,12 +262,12 @@ class Creation:
         await self._pools.refresh(source, target, args["project"], snapshots=args["snapshots"], live=self._runs(args))
 
 
-def _image_config(image: ImageRecord) -> Config:
+def image_config(image: ImageRecord) -> Config:
     kept = {f"image.{k}": v for k, v in image.properties.items() if k not in _IMAGE_KEYS_LEFT_OUT}
     return kept | {"volatile.base_image": image.fingerprint}
 
 
-def _image_source(source: InstanceSource) -> ImagesPostSource:
+def image_source(source: InstanceSource) -> ImagesPostSource:
     return ImagesPostSource(
         type="image",
         mode=source.mode,

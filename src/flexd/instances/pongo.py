@@ -37,7 +37,8 @@ _TOKEN = re.compile(
     rf"(?P<space>\s+)|(?P<string>{_STRING})|(?P<number>\d+(?:\.\d+)?)|(?P<name>[A-Za-z_]\w*)|"
     r"(?P<operator>&&|\|\||[=!<>]=|<>|[-+*/%^<>!=|:,.()\[\]])"
 )
-_WORDS = {"&&": " and ", "||": " or ", "!": " not ", "<>": "!=", "^": "**", "nil": "none", "True": "true", "False": "false"}
+_WORDS = {"&&": " and ", "||": " or ", "!": " not ", "<>": "!=", "^": "**"}
+_WORDS |= {"nil": "none", "True": "true", "False": "false"}
 _LOOP = {
     "Counter": "index",
     "Counter0": "index0",

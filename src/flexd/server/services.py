@@ -16,6 +16,7 @@ from flexd.instances.logs import Logs
 from flexd.instances.metadata import Metadata
 from flexd.instances.profiles import Profiles
 from flexd.instances.publish import Publishing
+from flexd.instances.rebuild import Rebuild
 from flexd.instances.snapshots import Snapshots
 from flexd.instances.state import States
 from flexd.network.networks import Networks
@@ -49,6 +50,7 @@ class Services:
     files: Files
     logs: Logs
     metadata: Metadata
+    rebuild: Rebuild
     publishing: Publishing
     profiles: Profiles
     snapshots: Snapshots

@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
+
 from flexd.api.errors import FlexdError
 from flexd.api.instance import InstanceSource, InstancesPost
 from flexd.api.instance_state import InstanceStatePut
@@ -14,6 +16,7 @@ from flexd.api.storage_pool import StoragePoolsPost
 from flexd.daemon import Daemon, open_daemon
 from flexd.host.fake.host import FakeHost
 from flexd.host.terminals import HostTerminals
+from flexd.operations.contract import Plan
 from flexd.operations.operations import Operation
 from flexd.runtime.fake import FakeRuntime
 from tests.contract.network.house import fake_host
@@ -80,6 +83,16 @@ async def house(directory: Path) -> AsyncIterator[House]:
         yield home
     finally:
         await home.daemon.close()
+
+
+async def interrupt(home: House, plan: Plan, position: int) -> None:
+    """Leave what a daemon leaves that is killed at the beginning of a step: those before are done, and the journal's
+    row."""
+    journal = home.daemon.journal
+    for step in plan.steps[:position]:
+        await journal._action(plan, step).do(step.args, lambda _metadata: None)
+    statement = "INSERT INTO plan (token, plan, state, position) VALUES ('interrupted', ?, 'doing', ?)"
+    await journal._write(statement, msgspec.json.encode(plan), position)
 
 
 async def restart(home: House, directory: Path, *, rebooted: bool = False) -> None:

@@ -6,7 +6,7 @@ from typing import TypeVar
 from aiohttp import web
 
 from flexd.api.errors import BadRequest
-from flexd.api.instance import Instance, InstanceFull, InstancePost, InstancePut, InstancesPost, InstancesPut
+from flexd.api.instance import Instance, InstanceFull, InstancePost, InstancePut, InstanceRebuildPost, InstancesPost, InstancesPut
 from flexd.server import responses
 from flexd.server.call import Call
 from flexd.server.decode import narrow
@@ -87,6 +87,12 @@ async def rename_instance(call: Call) -> web.Response:
     return responses.background(operation.render())
 
 
+async def rebuild_instance(call: Call) -> web.Response:
+    post = await call.body(InstanceRebuildPost)
+    operation = await call.services.rebuild.rebuild(call.project, instance_name(call), post)
+    return responses.background(operation.render())
+
+
 async def delete_instance(call: Call) -> web.Response:
     operation = await call.services.instances.delete(call.project, instance_name(call))
     return responses.background(operation.render())
@@ -104,4 +110,5 @@ ENDPOINTS = (
             "DELETE": delete_instance,
         },
     ),
+    Endpoint("/1.0/instances/{name}/rebuild", {"POST": rebuild_instance}),
 )
