@@ -27,6 +27,8 @@ _ROOTS = {
     "squashfs": ("combined_squashfs_sha256",),
     "root.tar.xz": ("combined_rootxz_sha256", "combined_sha256"),
 }
+# What LXD's property `type` says of them.
+_TYPES = {"squashfs": "squashfs", "root.tar.xz": "tar.xz"}
 # No distribution has more; a name that is longer is no name.
 _ALIASES_LIMIT, _ALIAS_LENGTH = 100, 255
 
@@ -133,12 +135,10 @@ def parse_products(text: bytes, url: str) -> list[StreamImage]:
 
 def find_image(images: list[StreamImage], name: str, architecture: str) -> StreamImage | None:
     """By alias (`debian/12`, `debian/12/arm64`), fingerprint or unique beginning of it."""
-    base, _, last = name.rpartition("/")
-    named = canonical_architecture(last) if base else None
-    for alias, wanted in ((name, architecture), (base, named)):
-        for found in images:
-            if found.image.architecture == wanted and any(each.name == alias for each in found.image.aliases):
-                return found
+    named = [found for found in images if any(alias.name == name for alias in found.image.aliases)]
+    for found in named:
+        if found.image.architecture == architecture or name.endswith(f"/{found.image.properties['architecture']}"):
+            return found
     fitting = [found for found in images if len(name) >= 8 and found.image.fingerprint.startswith(name)]
     return fitting[0] if len({found.image.fingerprint for found in fitting}) == 1 else None
 
@@ -198,7 +198,7 @@ def _image(product: Product, serial: str, architecture: str, fingerprint: str, k
         "architecture": product.arch,
         "label": version.label,
         "serial": serial,
-        "type": kind,
+        "type": _TYPES.get(kind, "tar.gz"),
         "description": f"{product.os} {title} {product.arch}{label} ({serial})",
         **{f"requirements.{key}": str(value) for key, value in (product.requirements or {}).items()},
     }
@@ -226,8 +226,10 @@ def _is_inside(path: str) -> bool:
 
 
 def _aliases(product: Product) -> list[str]:
+    """Each name, and with it the architecture, under which it can be had on every machine."""
     names = [name.strip() for name in product.aliases.split(",")][:_ALIASES_LIMIT]
-    return [name for name in names if name and len(name) <= _ALIAS_LENGTH]
+    names = [name for name in names if name and len(name) <= _ALIAS_LENGTH]
+    return [alias for name in names for alias in (name, f"{name}/{product.arch}")]
 
 
 def _date(text: str) -> datetime:

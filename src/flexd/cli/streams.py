@@ -14,7 +14,9 @@ _DOCUMENT_BYTES = 64 << 20
 
 
 def list_images(address: str) -> list[dict[str, Any]]:
-    """Every image, as the API shows images."""
+    """Every image, as the API shows images; `debian/12` is this machine's kind, the others are `debian/12/arm64`."""
+    import os
+
     import msgspec
 
     from flexd.api.errors import FlexdError
@@ -26,17 +28,19 @@ def list_images(address: str) -> list[dict[str, Any]]:
         images = [found.image for path in paths for found in parse_products(_read(f"{base}/{path}"), base)]
     except FlexdError as error:
         raise CliError(str(error)) from error
+    own = os.uname().machine
+    for image in images:
+        if image.architecture != own:
+            end = f"/{image.properties['architecture']}"
+            image.aliases = [alias for alias in image.aliases if alias.name.endswith(end)]
     shown: list[dict[str, Any]] = msgspec.to_builtins(images, str_keys=True)
     return shown
 
 
 def find_in(images: list[dict[str, Any]], name: str, address: str) -> dict[str, Any]:
-    """By alias (of this machine's kind first) or by the beginning of the fingerprint."""
-    import os
-
+    """By alias or by the beginning of the fingerprint."""
     named = [image for image in images if any(alias["name"] == name for alias in image["aliases"])]
-    own = [image for image in named if image["architecture"] == os.uname().machine]
-    fitting = own or named or [image for image in images if name and image["fingerprint"].startswith(name)]
+    fitting = named or [image for image in images if name and image["fingerprint"].startswith(name)]
     if not fitting:
         raise CliError(f'Image "{name}" not found on {address}')
     return fitting[0]

@@ -18,7 +18,7 @@ from flexd.api.times import ZERO_TIME
 from flexd.images.contract import ImageNotFound
 from flexd.images.incoming import Incoming, UploadPart, check_fingerprint
 from flexd.images.meter import Meter
-from flexd.images.sources import Fetched, Offer
+from flexd.images.sources import Fetched, Offer, alias_of
 from flexd.images.transfer import (
     CHUNK_BYTES,
     DownloadFailed,
@@ -124,7 +124,7 @@ class ServerFetch:
         self._base = source.server.rstrip("/") + "/1.0/images"
         self.name = source.fingerprint or source.alias
         # A secret opens the door once: what was fetched with it has no place to look for newer versions.
-        alias = "" if source.secret else source.alias
+        alias = "" if source.secret else alias_of(source)
         self.origin = ImageSource(alias, source.certificate, source.image_type, source.protocol or "lxd", source.server)
 
     async def locate(self) -> Offer:
@@ -146,9 +146,9 @@ class ServerFetch:
         incoming.filename = offer.filename or incoming.filename
 
     async def _image(self, session: Session) -> Image:
-        fingerprint = self._source.fingerprint
-        if not fingerprint:
-            name = quote(self._source.alias, safe="")
+        fingerprint, alias = self._source.fingerprint, alias_of(self._source)
+        if alias and not _FINGERPRINT.fullmatch(fingerprint):
+            name = quote(alias, safe="")
             fingerprint = (await self._get(session, f"{self._base}/aliases/{name}", _AliasAnswer)).metadata.target
         url = f"{self._base}/{quote(fingerprint, safe='')}"
         image: Image = (await self._get(session, url, _ImageAnswer)).metadata

@@ -27,7 +27,7 @@ from flexd.images.incoming import Incoming
 from flexd.images.keys import Settings
 from flexd.images.meter import Meter
 from flexd.images.programs import read_chain
-from flexd.images.sources import Offer
+from flexd.images.sources import Offer, alias_of
 from flexd.images.transfer import DownloadFailed, Session, Web, check_url
 from flexd.operations.contract import Progress
 
@@ -122,7 +122,7 @@ class StreamFetch:
         self._streams, self._web, self.architecture = streams, web, architecture
         self._base = source.server.rstrip("/")
         self.name = source.alias or source.fingerprint
-        alias = source.alias
+        alias = alias_of(source)
         self.origin = ImageSource(alias, source.certificate, source.image_type, "simplestreams", source.server)
 
     async def locate(self) -> Offer:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where an image can come from other than an upload: one row per source type of `POST /1.0/images`."""
 
+import re
 from datetime import datetime
 from typing import Protocol
 
@@ -15,6 +16,9 @@ from flexd.images.incoming import Incoming
 from flexd.images.keys import Settings
 from flexd.images.transfer import Web, check_url
 from flexd.operations.contract import Progress
+
+# Or the beginning of one; what is shorter is a name ("12").
+_FINGERPRINT = re.compile(r"[0-9a-f]{8,64}")
 
 
 class Fetched(Struct):
@@ -61,6 +65,13 @@ class RemoteFetch(Protocol):
 
     async def locate(self) -> Offer: ...
     async def receive(self, offer: Offer, incoming: Incoming, progress: Progress) -> None: ...
+
+
+def alias_of(source: ImagesPostSource) -> str:
+    """The alias that a source names, "" if it names a fingerprint. Debian's lxc sends aliases as fingerprints too."""
+    if source.alias or _FINGERPRINT.fullmatch(source.fingerprint):
+        return source.alias
+    return source.fingerprint
 
 
 class Sources:

@@ -111,7 +111,7 @@ class Creation:
         self, project: str, name: str, post: InstancesPost, image: ImageRecord | None
     ) -> tuple[InstanceRecord, Expanded, Plan]:
         wanted = Wanted(
-            profiles=["default"] if post.profiles is None else post.profiles,
+            profiles=_profiles(post, image),
             config=post.config,
             devices=post.devices,
             architecture=post.architecture or (image.architecture if image else ""),
@@ -265,6 +265,13 @@ class Creation:
 def image_config(image: ImageRecord) -> Config:
     kept = {f"image.{k}": v for k, v in image.properties.items() if k not in _IMAGE_KEYS_LEFT_OUT}
     return kept | {"volatile.base_image": image.fingerprint}
+
+
+def _profiles(post: InstancesPost, image: ImageRecord | None) -> list[str]:
+    """Those asked for, else the image's (extension: image_profiles)."""
+    if post.profiles is not None:
+        return post.profiles
+    return image.profiles if image is not None else ["default"]
 
 
 def image_source(source: InstanceSource) -> ImagesPostSource:

@@ -59,11 +59,13 @@ def mine(run: Run, site: tuple[Path, str], files: str) -> str:
 
 def test_list_and_info_of_an_image_server(run: Run, mine: str) -> None:
     listed = run("image", "list", "mine:", "os=tiny", "-f", "csv", "-c", "lFad")
-    assert listed.out == f"tiny/1,{SPLIT},x86_64,Tiny 1 amd64 (20240101_0524)\n"
+    assert listed.out == f"tiny/1 (1 more),{SPLIT},x86_64,Tiny 1 amd64 (20240101_0524)\n"
     assert run("image", "list", "mine:nothing", "-f", "csv").out == ""
     assert f"Fingerprint: {SPLIT}" in run("image", "info", "mine:tiny/1").out
     assert f"Fingerprint: {SPLIT}" in run("image", "info", f"mine:{SPLIT[:8]}").out
-    assert run("image", "alias", "list", "mine:", "-f", "csv").out == f"tiny/1,{SPLIT[:12]},CONTAINER,\n"
+    assert run("image", "alias", "list", "mine:", "-f", "csv").out == (
+        f"tiny/1,{SPLIT[:12]},CONTAINER,\ntiny/1/amd64,{SPLIT[:12]},CONTAINER,\n"
+    )
     assert 'Image "plan9" not found on http://' in run("image", "info", "mine:plan9").err
 
 
@@ -109,7 +111,8 @@ def test_debian_that_is_there_is_used(run: Run, server: FakeServer) -> None:
 
 def test_copy_from_an_image_server(run: Run, server: FakeServer, mine: str) -> None:
     server.work("POST", "/1.0/images", metadata={"fingerprint": SPLIT})
-    server.on("GET", "/1.0/images/aliases/tiny/1", _missing)
+    for name in ("tiny/1", "tiny/1/amd64"):
+        server.on("GET", f"/1.0/images/aliases/{name}", _missing)
     server.say("/1.0/images/aliases", {}, method="POST")
     assert run("image", "copy", "mine:tiny/1", "local:", "--copy-aliases", "--auto-update", "--public").status == 0
     body = server.sent("POST", "/1.0/images")
@@ -121,7 +124,8 @@ def test_copy_from_an_image_server(run: Run, server: FakeServer, mine: str) -> N
         "alias": "tiny/1",
     }
     assert (body["public"], body["auto_update"]) == (True, True)
-    assert server.sent("POST", "/1.0/images/aliases") == {"name": "tiny/1", "description": "", "target": SPLIT}
+    named = [post.document for post in server.requests("POST", "/1.0/images/aliases")]
+    assert named == [{"name": n, "description": "", "target": SPLIT} for n in ("tiny/1", "tiny/1/amd64")]
     assert "needs a daemon as the source" in run("image", "copy", "mine:tiny/1", "local:", "--mode", "push").err
 
 
