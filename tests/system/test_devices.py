@@ -3,12 +3,13 @@
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.system.machine import Machine
+from tests.system.machine import Machine, wait_until
 
 NAME = "devices"
 
@@ -203,3 +204,181 @@ def test_a_profile_is_applied_live(box: Machine, place: Path) -> None:
     box.lxc("profile", "device", "remove", "default", "data")
     assert sh(box, "ls /srv/profile") == ""
     assert os.listdir(place) == ["file"]
+
+
+# --- limits and filters of NICs ---
+
+
+def _tables(machine: Machine) -> str:
+    done = subprocess.run([*machine.enter(), "nft", "list", "ruleset"], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def _ping(machine: Machine, source: str) -> bool:
+    done = machine.lxc("exec", NAME, "--", "ping", "-c1", "-W1", "-I", source, "198.18.77.1", check=False)
+    return done.returncode == 0
+
+
+def test_a_filtered_nic_can_be_nobody_else(box: Machine) -> None:
+    device(box, "add", "eth1", "nic", "network=flexbr0", "ipv4.address=198.18.77.9", "host_name=fxdhost3")
+    # Without this the answer would go out by eth0, which has an address in the same network.
+    sh(box, "ip link set eth0 down; ip link set eth1 up; ip address add 198.18.77.9/24 dev eth1")
+    sh(box, "ip address add 198.18.77.10/24 dev eth1")
+    assert _ping(box, "198.18.77.9")
+    assert _ping(box, "198.18.77.10")
+    device(box, "set", "eth1", "security.ipv4_filtering", "true")
+    assert _ping(box, "198.18.77.9")
+    assert not _ping(box, "198.18.77.10")
+    mac = sh(box, "cat /sys/class/net/eth1/address").strip()
+    sh(box, "ip link set eth1 address 00:16:3e:66:66:66; ip address add 198.18.77.9/24 dev eth1", check=False)
+    assert not _ping(box, "198.18.77.9")
+    sh(box, f"ip link set eth1 address {mac}")
+    device(box, "set", "eth1", "limits.egress", "8Mbit")
+    assert "limit rate over 1000000 bytes/second" in _tables(box)
+    device(box, "set", "eth1", "limits.ingress", "8Mbit")
+    qdisc = subprocess.run(
+        [*box.enter(), "tc", "qdisc", "show", "dev", "fxdhost3"], capture_output=True, text=True, check=True
+    )
+    assert "tbf" in qdisc.stdout
+    assert "rate 8Mbit" in qdisc.stdout
+    device(box, "remove", "eth1")
+    assert "fxdhost3" not in _tables(box)
+    assert "table bridge" not in _tables(box)
+    sh(box, "ip link set eth0 up")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("nictype=ipvlan", "parent=flexbr0"), "CONFIG_IPVLAN"),
+        (("network=flexbr0", "vlan=5"), "CONFIG_BRIDGE_VLAN_FILTERING"),
+        (("nictype=sriov", "parent=flexbr0"), "no SR-IOV virtual functions"),
+    ],
+)
+def test_what_this_kernel_lacks_is_said(box: Machine, words: tuple[str, ...], message: str) -> None:
+    done = device(box, "add", "x", "nic", *words, check=False)
+    if not done:
+        device(box, "remove", "x")
+        pytest.skip("this kernel has it")
+    assert message in done
+
+
+def test_other_nics(box: Machine) -> None:
+    before = links(box)
+    device(box, "add", "eth2", "nic", "nictype=p2p", "host_name=fxdp2p", "ipv4.routes=198.18.41.0/24")
+    routes = subprocess.run([*box.enter(), "ip", "route"], capture_output=True, text=True, check=True).stdout
+    assert "198.18.41.0/24 dev fxdp2p" in routes
+    device(box, "add", "eth3", "nic", "nictype=macvlan", "parent=flexbr0")
+    assert "macvlan" in sh(box, "ip -d link show eth3", check=False) or "eth3" in sh(box, "ls /sys/class/net")
+    device(box, "add", "eth4", "nic", "nictype=routed", "ipv4.address=198.18.42.5", "host_name=fxdroute")
+    assert "198.18.42.5/32" in sh(box, "ip address show eth4")
+    ping = ["busybox", "ping", "-c1", "-W5", "198.18.42.5"]
+    assert subprocess.run([*box.enter(), *ping], capture_output=True, check=False).returncode == 0
+    box.lxc("restart", "-f", NAME)
+    assert "198.18.42.5/32" in sh(box, "ip address show eth4")
+    for name in ("eth2", "eth3", "eth4"):
+        device(box, "remove", name)
+    assert links(box) == before
+
+
+def test_a_physical_nic_comes_home(box: Machine) -> None:
+    subprocess.run(
+        [*box.enter(), "ip", "link", "add", "fxdphys", "mtu", "1450", "type", "veth", "peer", "fxdpeer"], check=True
+    )
+    words = ("nictype=physical", "parent=fxdphys", "name=eth6", "mtu=1400")
+    for how in (lambda: device(box, "remove", "phys"), lambda: box.lxc("stop", "-f", NAME)):
+        device(box, "add", "phys", "nic", *words)
+        assert "mtu 1400" in sh(box, "ip link show eth6")
+        assert "fxdphys" not in links(box)
+        how()
+        shown = subprocess.run(
+            [*box.enter(), "ip", "link", "show", "fxdphys"], capture_output=True, text=True, check=True
+        )
+        assert "mtu 1450" in shown.stdout
+    box.lxc("start", NAME)
+    assert "mtu 1400" in sh(box, "ip link show eth6")
+    sh(box, "poweroff", check=False)
+    wait_until(lambda: "fxdphys" in links(box))
+    device(box, "remove", "phys")
+    box.lxc("start", NAME)
+    subprocess.run([*box.enter(), "ip", "link", "del", "fxdphys"], check=True)
+
+
+# --- proxies and nodes ---
+
+
+def test_a_proxy(box: Machine, tmp_path: Path) -> None:
+    sh(box, "mkdir -p /www; echo from inside >/www/x")
+    box.lxc("exec", NAME, "--", "httpd", "-p", "127.0.0.1:80", "-h", "/www")
+    device(box, "add", "web", "proxy", "listen=tcp:127.0.0.1:18080", "connect=tcp:127.0.0.1:80")
+
+    def fetch() -> str:
+        script = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:18080/x').read().decode())"
+        done = subprocess.run([*box.enter(), sys.executable, "-c", script], capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    assert fetch() == "from inside"
+    box.kill()
+    assert fetch() == "from inside"
+    box.start()
+    assert fetch() == "from inside"
+    device(box, "set", "web", "listen", "tcp:127.0.0.1:18081")
+    assert fetch() == ""
+    device(box, "set", "web", "listen", "tcp:127.0.0.1:18080")
+    assert fetch() == "from inside"
+    said = device(box, "add", "again", "proxy", "listen=tcp:127.0.0.1:18080", "connect=tcp:127.0.0.1:80", check=False)
+    assert "Address already in use" in said
+    device(box, "remove", "web")
+    assert fetch() == ""
+
+
+def test_a_proxy_by_nat(box: Machine) -> None:
+    sh(box, "killall httpd; mkdir -p /www; echo by nat >/www/x", check=False)
+    device(box, "override", "eth0", "ipv4.address=198.18.77.50")
+    device(box, "add", "web", "proxy", "nat=true", "listen=tcp:198.18.77.1:18082", "connect=tcp:0.0.0.0:8080")
+    sh(box, "ip link set eth0 up; ip address flush dev eth0; ip address add 198.18.77.50/24 dev eth0")
+    box.lxc("exec", NAME, "--", "httpd", "-p", "8080", "-h", "/www")
+    script = "import urllib.request as u; print(u.urlopen('http://198.18.77.1:18082/x', timeout=10).read().decode())"
+    done = subprocess.run([*box.enter(), sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "by nat", done.stderr
+    device(box, "remove", "web")
+    device(box, "remove", "eth0")
+    assert "dnat" not in _tables(box)
+
+
+def test_nodes(box: Machine) -> None:
+    device(box, "add", "null", "unix-char", "source=/dev/null", "path=/dev/other", "mode=0600", "uid=7")
+    assert sh(box, "stat -c '%F %a %u' /dev/other; echo x >/dev/other").strip() == "character special file 600 7"
+    device(box, "remove", "null")
+    assert sh(box, "ls /dev/other 2>&1", check=False).count("No such file") == 1
+    said = device(box, "add", "gpu", "gpu", check=False)
+    if said:
+        assert "GPU" in said
+    else:
+        device(box, "remove", "gpu")
+
+
+def test_a_node_that_comes_later(box: Machine, tmp_path: Path) -> None:
+    node = tmp_path / "late"
+    device(box, "add", "late", "unix-char", f"source={node}", "path=/dev/late", "required=false")
+    assert sh(box, "ls /dev/late 2>&1", check=False).count("No such file") == 1
+    os.mknod(node, 0o666 | 0o020000, os.makedev(1, 5))
+    wait_until(lambda: "character" in sh(box, "stat -c %F /dev/late", check=False))
+    assert sh(box, "head -c 3 /dev/late | wc -c").strip() == "3"
+    node.unlink()
+    wait_until(lambda: "character" not in sh(box, "stat -c %F /dev/late", check=False))
+    device(box, "remove", "late")
+
+
+def test_nodes_of_a_privileged_container(box: Machine) -> None:
+    box.lxc("launch", "tiny", "devicespriv", "-c", "security.privileged=true")
+    try:
+        box.lxc("config", "device", "add", "devicespriv", "log", "unix-char", "path=/dev/kmsg")
+        assert box.lxc("exec", "devicespriv", "--", "sh", "-c", ": >/dev/kmsg && echo yes").stdout == "yes\n"
+        box.lxc("restart", "-f", "devicespriv")
+        assert box.lxc("exec", "devicespriv", "--", "sh", "-c", ": >/dev/kmsg && echo yes").stdout == "yes\n"
+        box.lxc("config", "device", "remove", "devicespriv", "log")
+        script = "mknod /run/k c 1 11; : >/run/k"
+        assert box.lxc("exec", "devicespriv", "--", "sh", "-c", script, check=False).returncode != 0
+    finally:
+        box.lxc("delete", "-f", "devicespriv")

@@ -4,7 +4,8 @@
 One plan for all of it, so that an edit that fails at any step leaves containers and documents as they were; an edit of
 a profile is one plan over every running instance that uses it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import msgspec
@@ -39,7 +40,7 @@ class Edit(Struct, frozen=True):
 
 
 class Edits:
-    """Instances must be locked by the caller."""
+    """The caller holds the locks of the instances, and then `locked`, from before it reads them."""
 
     def __init__(
         self,
@@ -70,9 +71,13 @@ class Edits:
         journal.register("instances.resize", self._resize, self._resize_back)
         journal.register("instances.write", self._write, self._write_back)
 
+    def locked(self, records: Iterable[InstanceRecord]) -> AbstractAsyncContextManager[None]:
+        """Keep the ends of containers from being cleaned up in the middle of an edit."""
+        return self._locks.hold_all([devices_key(record) for record in records], "update")
+
     async def apply(self, description: str, edits: Sequence[Edit], more: Sequence[Write] = ()) -> None:
         """Carry out the edits and write the documents, `more` among them (the profile that they come from)."""
-        async with self._locks.hold_all([devices_key(edit.old) for edit in edits], "update"), Undo() as undo:
+        async with Undo() as undo:
             steps: list[Step] = []
             writes = list(more)
             for edit in edits:

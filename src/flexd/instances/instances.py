@@ -101,7 +101,10 @@ class Instances:
 
     async def patch(self, project: str, name: str, put: InstancePut) -> None:
         """Replace the settings at once, live where the instance runs."""
-        async with self._locks.hold(f"instance/{project}/{name}", "update"):
+        async with (
+            self._locks.hold(f"instance/{project}/{name}", "update"),
+            self._edits.locked([self._registry.instance(project, name)]),
+        ):
             record = self._registry.instance(project, name)
             raise_faults(settings_faults(self._registry, self._devices, project, put.config, put.devices, put.profiles))
             expanded = self._registry.expand_with(project, put.profiles, put.config, put.devices)

@@ -339,12 +339,19 @@ class Lifecycle:
             live.ended.set()
 
     async def _after_end(self, live: _Live, record: InstanceRecord, ended: Ended) -> None:
-        """Clean up; the instance shows as running until that is done, so that no start comes in between."""
-        # Not in the middle of an edit of its devices, of which one would know nothing.
-        async with self._locks.hold(devices_key(record), "cleanup"), self._locks.hold(record.root_key, "cleanup"):
-            record = self._registry.instance(record.project, record.name)
-            await self._journal.run(cleanup_plan(record))
         again = live.asked == "restart" or (ended.target == "reboot" and not live.asked)
+        # Not in the middle of an edit of its devices, which would go on with what is taken down here.
+        async with self._locks.hold(devices_key(record), "cleanup"):
+            record = await self._clean_up(live, record, again=again)
+        await self.rebalance()
+        if again and not live.asked:
+            await self._in_background(record, "restart")
+
+    async def _clean_up(self, live: _Live, record: InstanceRecord, *, again: bool) -> InstanceRecord:
+        """The instance shows as running until all is done, so that no start comes in between."""
+        record = self._registry.instance(record.project, record.name)
+        async with self._locks.hold(record.root_key, "cleanup"):
+            await self._journal.run(cleanup_plan(record))
         if not again and not self._host_goes_down:
             await self._note_power(record.project, record.name, "STOPPED")
         if not live.asked:
@@ -354,9 +361,7 @@ class Lifecycle:
             await self._journal.run(delete_plan(record))
             self._events.lifecycle("instance-deleted", record.url, record.project)
         self._live.pop(record.storage_name, None)
-        await self.rebalance()
-        if again and not live.asked:
-            await self._in_background(record, "restart")
+        return record
 
     async def _in_background(self, record: InstanceRecord, why: str) -> None:
         """A start that nobody waits for: its failure is logged and leaves the instance stopped."""
@@ -394,10 +399,11 @@ class Lifecycle:
         """Clean up after containers that ended unseen, then start what is to run (boot.autostart, order, delay)."""
         starting = [record for record in self._registry.all_instances() if self._autostarts(record, host_rebooted)]
         for record in gone:
-            await self._journal.run(cleanup_plan(record))
-            await self._note_power(record.project, record.name, "STOPPED")
-            if record.ephemeral:
-                await self._journal.run(delete_plan(record))
+            async with self._locks.hold(devices_key(record), "cleanup"):
+                await self._journal.run(cleanup_plan(record))
+                await self._note_power(record.project, record.name, "STOPPED")
+                if record.ephemeral:
+                    await self._journal.run(delete_plan(record))
         for record in sorted(starting, key=self._start_order):
             if self.status(record) != "Stopped" or self._registry.instances.get(record.project, record.name) is None:
                 continue
@@ -447,5 +453,6 @@ class Lifecycle:
 
 
 def devices_key(record: InstanceRecord) -> str:
-    """The lock of who changes the set of devices that a container runs with: edits, and its end."""
+    """The lock of who changes the set of devices that a container runs with: edits, and its end. Taken after the
+    instance's own, which whoever stops an instance holds while it ends."""
     return f"devices/{record.project}/{record.name}"

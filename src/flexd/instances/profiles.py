@@ -94,6 +94,8 @@ class Profiles:
             users = [user for user in self._registry.users_of_profile(project, name) if self._concerns(user, changed)]
             keys = [f"instance/{user.project}/{user.name}" for user in users]
             await stack.enter_async_context(self._locks.hold_all(keys, "update"))
+            await stack.enter_async_context(self._edits.locked(users))
+            users = [user for user in users if self._registry.instances.get(user.project, user.name) is not None]
             edits = [await self._edit(self._registry.instance(user.project, user.name), changed) for user in users]
             title = f'update profile "{name}"'
             await self._edits.apply(title, edits, [profile_write(found.value, changed)])

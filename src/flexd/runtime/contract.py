@@ -213,7 +213,8 @@ class Runtime(Protocol):
         ...
 
     async def remove_mount(self, container: RunningContainer, mount: MountSpec) -> None:
-        """Unmount it, lazily; left alone if by now something else is mounted there. The container may be gone."""
+        """Unmount it, lazily, and remove the file that was made for it; left alone if by now something else is mounted
+        there. The container may be gone."""
         ...
 
     async def allow_device(self, container: RunningContainer, rule: str) -> None:

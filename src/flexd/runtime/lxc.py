@@ -199,7 +199,7 @@ class LxcRuntime:
         await self._ask("m", request, f'mount {mount.source} on /{mount.target} in "{container.name}"')
 
     async def remove_mount(self, container: RunningContainer, mount: MountSpec) -> None:
-        request = {**_init(container), "source": mount.source, "target": mount.target}
+        request = {**_init(container), "source": mount.source, "target": mount.target, "options": list(mount.options)}
         try:
             await self._ask("u", request, f'unmount /{mount.target} in "{container.name}"')
         except HelperError as error:

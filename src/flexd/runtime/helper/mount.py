@@ -3,10 +3,12 @@
 
 The source is cloned while still on the host; inside, being the container's root, no path leads out of it."""
 
+import contextlib
 import ctypes
 import errno
 import os
 import socket
+import stat
 
 from flexd.runtime.helper import enter, wire
 
@@ -64,7 +66,17 @@ def serve_remove(connection: socket.socket) -> None:
     # Somebody inside may have unmounted it, and put something of their own there.
     if known is None or _identity(target) == known:
         _unmount(target)
+        if "create=file" in request["options"]:
+            _remove_mount_point(target)
     wire.send(connection, {})
+
+
+def _remove_mount_point(target: str) -> None:
+    """The empty file without permissions that was made for a mount; whatever else is there is somebody's."""
+    with contextlib.suppress(OSError):
+        found = os.lstat(target)
+        if stat.S_ISREG(found.st_mode) and not found.st_size and not stat.S_IMODE(found.st_mode):
+            os.unlink(target)
 
 
 def _identity(path: str) -> tuple[int, int] | None:
