@@ -123,30 +123,7 @@ class Daemon:
         self.config = ServerConfig(mirror, events)
         self._compose_trust(mirror)
         locks = Locks()
-        self.pools = Pools(
-            host=host,
-            mirror=mirror,
-            journal=journal,
-            locks=locks,
-            events=events,
-            directory=directory / "storage-pools",
-        )
-        self.volumes = Volumes(
-            pools=self.pools,
-            mirror=mirror,
-            journal=journal,
-            operations=self.operations,
-            locks=locks,
-            events=events,
-        )
-        self.volume_snapshots = VolumeSnapshots(
-            volumes=self.volumes,
-            pools=self.pools,
-            mirror=mirror,
-            journal=journal,
-            operations=self.operations,
-            locks=locks,
-        )
+        self._compose_storage(locks)
         self.networks = Networks(host=host, mirror=mirror, locks=locks, events=events, directory=directory / "networks")
         self.images = Images(
             host=host,
@@ -167,6 +144,33 @@ class Daemon:
         self._compose_instances(terminals, locks, features)
         self._server: Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
+
+    def _compose_storage(self, locks: Locks) -> None:
+        mirror, journal, events = self._mirror, self.journal, self.events
+        self.pools = Pools(
+            host=self._host,
+            mirror=mirror,
+            journal=journal,
+            locks=locks,
+            events=events,
+            directory=self.directory / "storage-pools",
+        )
+        self.volumes = Volumes(
+            pools=self.pools,
+            mirror=mirror,
+            journal=journal,
+            operations=self.operations,
+            locks=locks,
+            events=events,
+        )
+        self.volume_snapshots = VolumeSnapshots(
+            volumes=self.volumes,
+            pools=self.pools,
+            mirror=mirror,
+            journal=journal,
+            operations=self.operations,
+            locks=locks,
+        )
 
     def _compose_instances(self, terminals: Terminals, locks: Locks, features: Features) -> None:
         """Everything of rank `instances`."""

@@ -25,8 +25,9 @@ from flexd.server.config import ServerConfig
 from flexd.server.connections import Connections
 from flexd.server.endpoint import Endpoint, Handler
 from flexd.server.network_keys import METRICS_AUTHENTICATION
-from flexd.server.peers import Peers, tls_of
+from flexd.server.peers import Peers
 from flexd.server.services import Services
+from flexd.server.tls import tls_of
 from flexd.server.websocket import OpenSockets
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ _MAX_LINE_BYTES = 32 * 1024
 _SERVER = f"flexd/{version('flexd')}"
 # Requests under way may finish for this long after a stop; then they are cancelled.
 _SHUTDOWN_S = 5.0
+# Who still sends a body after it was refused has this long to notice.
+_LINGER_S = 1.0
 
 # The answer of the current request, once its headers are out.
 _started: ContextVar[web.StreamResponse | None] = ContextVar("started", default=None)
@@ -111,6 +114,9 @@ async def _middleware(
         return await _answer(request, handler)
     connections = request.app[_CONNECTIONS]
     connections.begin_request(connection)
+    if connections.is_stranger(connection):
+        # Requests that come in one piece are answered in one turn of the loop otherwise, hundreds of them.
+        await asyncio.sleep(0)
     try:
         response = await _answer(request, handler)
     finally:
@@ -179,6 +185,7 @@ class Server:
             max_line_size=_MAX_LINE_BYTES,
             max_field_size=_MAX_LINE_BYTES,
             shutdown_timeout=_SHUTDOWN_S,
+            lingering_time=_LINGER_S,
         )
 
     async def start(self, listeners: Sequence[socket.socket]) -> None:

@@ -16,6 +16,7 @@ from flexd.server.etag import check_etag
 from flexd.server.filtering import Filter, parse_filter
 from flexd.server.projects import DEFAULT_PROJECT, PROJECTS
 from flexd.server.services import Services
+from flexd.server.tls import tls_of
 from flexd.server.websocket import OpenSockets
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -117,6 +118,12 @@ class Call:
                 return await self.request.read()
         except TimeoutError as error:
             raise TooSlow("Failed reading the request's body: it arrives too slowly") from error
+
+    def exempt(self) -> None:
+        """The caller showed a secret: what is limited for strangers (`connections.Limits`) is not for this one."""
+        connection = tls_of(self.request)
+        if connection is not None:
+            self.services.connections.exempt(connection)
 
     def check_etag(self, editable: msgspec.Struct) -> None:
         check_etag(self.request.headers.get("If-Match"), editable)

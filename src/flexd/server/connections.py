@@ -128,6 +128,9 @@ class Connections:
         if state is not None:
             state.busy, state.head = True, 0
 
+    def is_stranger(self, connection: TlsConnection) -> bool:
+        return connection in self._strangers
+
     def end_request(self, connection: TlsConnection) -> None:
         state = self._all.get(connection)
         if state is not None:

@@ -24,7 +24,7 @@ def parse_json(body: bytes) -> dict[str, Any]:
         raise BadRequest("Invalid request: a JSON object is expected in the body, which is empty (EOF)")
     try:
         value = msgspec.json.decode(body)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRequest(f"Invalid JSON in the request's body: {error}") from error
     except RecursionError as error:
         raise BadRequest("Invalid JSON in the request's body: it is nested too deeply") from error

@@ -10,16 +10,10 @@ from aiohttp import web
 
 from flexd.server.call import Caller
 from flexd.server.connections import Connections
-from flexd.server.tls import TlsConnection
+from flexd.server.tls import TlsConnection, tls_of
 from flexd.server.trust import Certificates
 
 _UCRED = struct.Struct("iII")
-
-
-def tls_of(request: web.BaseRequest) -> TlsConnection | None:
-    """The TLS connection that a request came over."""
-    found = request.get_extra_info("tls")
-    return found if isinstance(found, TlsConnection) else None
 
 
 class Peers:

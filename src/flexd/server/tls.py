@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol, cast
 
+from aiohttp import web
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -261,6 +262,12 @@ class TlsConnection(asyncio.BufferedProtocol):
         self._closing = True
         if self.transport is not None:
             self.transport.abort()
+
+
+def tls_of(request: web.BaseRequest) -> TlsConnection | None:
+    """The connection that a request came over; None if that is a unix socket."""
+    found = request.get_extra_info("tls")
+    return found if isinstance(found, TlsConnection) else None
 
 
 class TlsTransport(asyncio.Transport):

@@ -45,9 +45,9 @@ def test_strangers_may_what_is_for_strangers(path: str) -> None:
 
 
 def test_the_reason_is_told() -> None:
-    with pytest.raises(Forbidden, match="^not authorized: the certificate expired$"):
+    with pytest.raises(Forbidden, match=r"^not authorized: the certificate expired$"):
         access.check(EXPIRED, "/1.0/instances", "GET", for_strangers=False, metrics_for_all=False)
-    with pytest.raises(Forbidden, match="^not authorized$"):
+    with pytest.raises(Forbidden, match=r"^not authorized$"):
         access.check(STRANGER, "/1.0/instances", "GET", for_strangers=False, metrics_for_all=False)
 
 

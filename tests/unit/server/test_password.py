@@ -40,7 +40,7 @@ class Clock:
 
 
 async def wrong(guesses: Guesses, address: str = "a") -> None:
-    with pytest.raises(Forbidden, match="^not authorized$"):
+    with pytest.raises(Forbidden, match=r"^not authorized$"):
         await guesses.check(address, "", "x")
 
 

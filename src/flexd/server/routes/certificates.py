@@ -18,7 +18,7 @@ from flexd.server.certificate import common_name, parse_certificate, pem_of
 from flexd.server.decode import narrow
 from flexd.server.endpoint import Endpoint
 from flexd.server.network_keys import TOKEN_EXPIRY, TRUST_PASSWORD
-from flexd.server.peers import tls_of
+from flexd.server.tls import tls_of
 from flexd.server.tokens import decode_token
 from flexd.server.trust import URL, CertificateRecord, check_kind, check_projects
 

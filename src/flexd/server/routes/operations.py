@@ -11,7 +11,6 @@ from flexd.operations.operations import Operation
 from flexd.server import responses
 from flexd.server.call import Call
 from flexd.server.endpoint import Endpoint
-from flexd.server.peers import tls_of
 from flexd.server.websocket import WebSocketChannel
 
 _SECRET_IS_ENOUGH = frozenset({"GET"})  # a migration's other daemon knows the secret, and is not trusted here
@@ -70,8 +69,7 @@ async def connect_websocket(call: Call) -> web.StreamResponse:
     operation = _operation(call)
     channel = WebSocketChannel(call.request, call.sockets)
     operation.connect(secret, channel)
-    if (connection := tls_of(call.request)) is not None:
-        call.services.connections.exempt(connection)  # another server's, which is not trusted and migrates here
+    call.exempt()  # another server that is not trusted and migrates here
     await channel.open()
     waits = [asyncio.create_task(channel.pump()), asyncio.create_task(operation.wait())]
     try:
