@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Device kind `infiniband`: an IPoIB interface of the host, with the nodes of /dev/infiniband beside it."""
+"""Device kind `infiniband`: an IPoIB interface of the host, or a virtual function of its card."""
 
 import re
+from collections.abc import Mapping
 
 from flexd.api.errors import Fault
 from flexd.api.keys import Key
 from flexd.devices import nics
 from flexd.devices.contract import DeviceContext
 from flexd.devices.kinds.nic_physical import PhysicalNic
+from flexd.devices.kinds.nic_sriov import SriovNic
 
+_MISSING = "this host has no InfiniBand hardware, or its kernel no driver for it (CONFIG_INFINIBAND)"
 _GUID = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){7}([0-9a-f:]{0,36})", re.IGNORECASE)
 
 
@@ -30,19 +33,26 @@ class InfinibandPhysical(PhysicalNic, type="infiniband", subtype="physical"):
 
     async def host_faults(self, context: DeviceContext) -> list[Fault]:
         if not await self.host.nodes.has_class("infiniband"):
-            reason = "this host has no InfiniBand hardware, or its kernel no driver for it (CONFIG_INFINIBAND)"
-            return [Fault(f"devices.{context.device}", reason)]
+            return [Fault(f"devices.{context.device}", _MISSING)]
         return await super().host_faults(context)
 
 
-class InfinibandSriov(InfinibandPhysical, type="infiniband", subtype="sriov"):
-    """Virtual functions of InfiniBand cards."""
+class InfinibandSriov(SriovNic, type="infiniband", subtype="sriov"):
+    """A virtual function of a card."""
 
+    UPDATABLE = frozenset()
     KEYS = (Key("nictype", description="`sriov`", required=True, choices=("sriov",)), *InfinibandPhysical.KEYS[1:])
 
+    def new_volatile(self, device: str, config: Mapping[str, str], known: Mapping[str, str]) -> dict[str, str]:
+        return PhysicalNic.new_volatile(self, device, config, known)
+
     async def host_faults(self, context: DeviceContext) -> list[Fault]:
-        found = await super().host_faults(context)
-        if not found and not await self.host.links.virtual_functions(context.config["parent"]):
-            reason = f'"{context.config["parent"]}" has no SR-IOV virtual functions'
-            found.append(Fault(f"devices.{context.device}.parent", reason))
-        return found
+        if not await self.host.nodes.has_class("infiniband"):
+            return [Fault(f"devices.{context.device}", _MISSING)]
+        return await super().host_faults(context)
+
+    async def start(self, context: DeviceContext) -> None:
+        await PhysicalNic.start(self, context)
+
+    async def stop(self, context: DeviceContext) -> None:
+        await PhysicalNic.stop(self, context)

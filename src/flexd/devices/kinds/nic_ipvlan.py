@@ -25,8 +25,10 @@ class IpvlanNic(Nic, type="nic", subtype="ipvlan"):
         nics.GVRP,
         Key("ipv4.address", description="Static addresses", check=lambda value: ips_fault(4, value)),
         Key("ipv4.gateway", default="auto", description="`auto` or `none`; in mode l2 an address"),
+        Key("ipv4.host_table", kind="integer", description="Routing table for routes to it, beside the main one"),
         Key("ipv6.address", description="Static addresses", check=lambda value: ips_fault(6, value)),
         Key("ipv6.gateway", default="auto", description="`auto` or `none`; in mode l2 an address"),
+        Key("ipv6.host_table", kind="integer", description="Routing table for routes to it, beside the main one"),
     )
 
     def new_volatile(self, device: str, config: Mapping[str, str], known: Mapping[str, str]) -> dict[str, str]:
@@ -67,6 +69,23 @@ class IpvlanNic(Nic, type="nic", subtype="ipvlan"):
         await self.host.links.create_ipvlan(name, self.parent(context), mode=config.get("mode") or "l3s")
         if config.get("mtu"):
             await self.host.links.set_mtu(name, int(config["mtu"]))
+        await self._route(context, "replace")
+
+    async def _route(self, context: DeviceContext, verb: str) -> None:
+        """In mode l3s the host itself reaches the addresses by way of its loopback, and answers for them on the
+        network of the parent."""
+        config = context.config
+        if config.get("mode") == "l2":
+            return
+        for family, flag, full in (("ipv4", "-4", 32), ("ipv6", "-6", 128)):
+            tables = [[], ["table", config[f"{family}.host_table"]]] if config.get(f"{family}.host_table") else [[]]
+            for address in split(config.get(f"{family}.address")):
+                words = ["neighbour", verb, "proxy", address, "dev", self.parent(context)]
+                await self.host.processes.run(["ip", flag, *words], check=verb == "replace")
+                for table in tables:
+                    argv = ["ip", flag, "route", verb, f"{address}/{full}", "dev", "lo", "proto", "boot", *table]
+                    await self.host.processes.run(argv, check=verb == "replace")
 
     async def stop(self, context: DeviceContext) -> None:
+        await self._route(context, "del")
         await self.host.links.delete(self.inner_link(context))

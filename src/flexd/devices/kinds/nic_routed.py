@@ -43,6 +43,8 @@ class RoutedNic(VethNic, type="nic", subtype="routed"):
         nics.MTU,
         nics.HOST_NAME,
         nics.QUEUE,
+        nics.VLAN,
+        nics.GVRP,
         *_family_keys("ipv4", 4),
         *_family_keys("ipv6", 6),
         *nics.LIMITS,
@@ -60,8 +62,9 @@ class RoutedNic(VethNic, type="nic", subtype="routed"):
         found = await self.limit_faults(context)
         parent = context.config.get("parent")
         if not parent:
-            return found
-        missing = await self.parent_faults(context)
+            unused = context.config.get("vlan")
+            return [*found, Fault(f"devices.{context.device}.vlan", 'needs a "parent"')] if unused else found
+        missing = await self.parent_faults(context) + await self.vlan_faults(context)
         if missing:
             return [*found, *missing]
         where = f"devices.{context.device}.parent"
@@ -93,7 +96,10 @@ class RoutedNic(VethNic, type="nic", subtype="routed"):
         return config.get(f"{family}.host_address") or _HOST_ADDRESSES[family]
 
     async def start(self, context: DeviceContext) -> None:
-        config, host_name, parent = context.config, value_of(context, "host_name"), context.config.get("parent")
+        config, host_name = context.config, value_of(context, "host_name")
+        parent = self.parent(context) if config.get("parent") else ""
+        if parent:
+            await self.make_vlan(context)
         mtu = config.get("mtu")
         if not mtu and parent:
             link = await self.host.links.get(parent)
@@ -127,9 +133,9 @@ class RoutedNic(VethNic, type="nic", subtype="routed"):
                 await self.host.processes.run([*argv, "dev", value_of(context, "host_name"), "proto", "boot", *words])
 
     async def stop(self, context: DeviceContext) -> None:
-        parent = context.config.get("parent")
+        parent = self.parent(context) if context.config.get("parent") else ""
         for family, flag in _FLAGS.items() if parent else ():
             for address in split(context.config.get(f"{family}.address")):
-                words = ["neighbour", "del", "proxy", address, "dev", str(parent)]
+                words = ["neighbour", "del", "proxy", address, "dev", parent]
                 await self.host.processes.run(["ip", flag, *words], check=False)
         await super().stop(context)

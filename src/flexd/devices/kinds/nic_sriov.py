@@ -2,6 +2,7 @@
 """Device kind `nic`, type `sriov`: a virtual function of a network card, given away as a physical NIC is."""
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 from flexd.api.errors import BadRequest, Fault
 from flexd.api.keys import Key
@@ -17,7 +18,7 @@ _NUMBER = "last_state.vf.id"
 class SriovNic(PhysicalNic, type="nic", subtype="sriov"):
     """Which function it is, is chosen at each start."""
 
-    KEYS = (
+    KEYS: ClassVar[tuple[Key, ...]] = (
         Key("nictype", description="`sriov`", choices=("sriov",), required=True),
         Key("parent", description="Network card of the host", check=nics.interface_fault, required=True),
         nics.NAME,
