@@ -286,9 +286,12 @@ class SnapshotDriver(DirectoryDriver):
     async def _tidy(self, kind: VolumeKind, volume: Path) -> None:
         """Remove what a swap leaves and put the volume's limit back."""
         part = self._part(kind)
-        for name in (f"{part}.new", f"{part}.old"):
-            await self._erase(volume / name)
         project = await asyncio.to_thread(read_number, volume, "project")
+        for name in (f"{part}.new", f"{part}.old"):
+            if project is not None:  # what goes in the background would count until it has
+                await self._erase(volume / name)
+            elif await asyncio.to_thread((volume / name).exists):
+                await self._discard(volume / name)
         if project is not None:
             size_bytes = await asyncio.to_thread(read_number, volume, "size")
             await self._host.quotas.set_limit(volume, project, size_bytes or 0)
