@@ -229,7 +229,7 @@ class Daemon:
         self, terminals: Terminals, locks: Locks, actions: Actions, limiter: Limiter, resolver: Resolver
     ) -> None:
         """What the routes of instances call."""
-        registry, runtime, events, operations = self.registry, self.runtime, self.events, self.operations
+        registry, events, operations = self.registry, self.events, self.operations
         self.snapshots = Snapshots(
             registry=registry,
             lifecycle=self.lifecycle,
@@ -263,17 +263,7 @@ class Daemon:
             locks=locks,
             events=events,
         )
-        edits = Edits(
-            registry=registry,
-            devices=self.devices,
-            actions=actions,
-            lifecycle=self.lifecycle,
-            limiter=limiter,
-            pools=self.pools,
-            runtime=runtime,
-            journal=self.journal,
-            locks=locks,
-        )
+        edits = self._compose_edits(locks, actions, limiter)
         self.profiles = Profiles(
             registry=registry,
             devices=self.devices,
@@ -297,6 +287,19 @@ class Daemon:
             events=events,
         )
         self._compose_sessions(terminals, locks)
+
+    def _compose_edits(self, locks: Locks, actions: Actions, limiter: Limiter) -> Edits:
+        return Edits(
+            registry=self.registry,
+            devices=self.devices,
+            actions=actions,
+            lifecycle=self.lifecycle,
+            limiter=limiter,
+            pools=self.pools,
+            runtime=self.runtime,
+            journal=self.journal,
+            locks=locks,
+        )
 
     def _compose_sessions(self, terminals: Terminals, locks: Locks) -> None:
         """What reaches into containers."""
