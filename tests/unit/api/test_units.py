@@ -4,7 +4,7 @@
 import pytest
 
 from flexd.api.errors import BadRequest
-from flexd.api.units import format_size, is_true, parse_bool, parse_size
+from flexd.api.units import format_size, is_true, parse_bits, parse_bool, parse_size
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,16 @@ def test_formatted_sizes():
     assert format_size(10) == "10B"
     assert format_size(1536) == "1.50KiB"
     assert format_size(5 << 30) == "5.00GiB"
+
+
+@pytest.mark.parametrize(
+    ("text", "bits"), [("", 0), ("5000", 5000), ("8Mbit", 8_000_000), ("1 Gbit", 10**9), ("2Kibit", 2048)]
+)
+def test_bits(text: str, bits: int) -> None:
+    assert parse_bits(text) == bits
+
+
+@pytest.mark.parametrize("text", ["fast", "8MB", "-1", "1.5Mbit"])
+def test_wrong_bits(text: str) -> None:
+    with pytest.raises(BadRequest, match="Invalid rate"):
+        parse_bits(text)

@@ -33,7 +33,7 @@ def parse_addresses(text: str) -> list[ProxyAddress]:
     if kind not in ("tcp", "udp") or not host:
         raise BadRequest(f'invalid address "{text}" (tcp:ADDRESS:PORT, udp:ADDRESS:PORT or unix:PATH)')
     try:
-        address = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+        address = ipaddress.ip_address(host[1:-1] if host.startswith("[") and host.endswith("]") else host)
     except ValueError as error:
         raise BadRequest(f'invalid address "{text}": {error}') from error
     return [ProxyAddress(kind, str(address), port) for port in _parse_ports(ports)]
