@@ -131,7 +131,9 @@ def _measure(
     if any(wanted(group) for group in ("life", "exec", "files")):
         for number in range(arguments.rounds):
             _say(f"round {number + 1} of {arguments.rounds}")
-            for peer in [*peers, *by_hand]:
+            everyone = [*peers, *by_hand]
+            first = number % len(everyone)  # none always comes after the same one, whose clean-up may go on
+            for peer in everyone[first:] + everyone[:first]:
                 measurements.life(peer, number, wanted)
     if wanted("many"):
         for peer in peers:
