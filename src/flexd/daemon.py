@@ -263,16 +263,7 @@ class Daemon:
             locks=locks,
             events=events,
         )
-        edits = self._compose_edits(locks, actions, limiter)
-        self.profiles = Profiles(
-            registry=registry,
-            devices=self.devices,
-            resolver=resolver,
-            lifecycle=self.lifecycle,
-            edits=edits,
-            locks=locks,
-            events=events,
-        )
+        edits = self._compose_edits(locks, actions, limiter, resolver)
         self.instances = Instances(
             registry=registry,
             devices=self.devices,
@@ -288,8 +279,9 @@ class Daemon:
         )
         self._compose_sessions(terminals, locks)
 
-    def _compose_edits(self, locks: Locks, actions: Actions, limiter: Limiter) -> Edits:
-        return Edits(
+    def _compose_edits(self, locks: Locks, actions: Actions, limiter: Limiter, resolver: Resolver) -> Edits:
+        """What changes instances that run, and the profiles that do so too."""
+        edits = Edits(
             registry=self.registry,
             devices=self.devices,
             actions=actions,
@@ -300,6 +292,16 @@ class Daemon:
             journal=self.journal,
             locks=locks,
         )
+        self.profiles = Profiles(
+            registry=self.registry,
+            devices=self.devices,
+            resolver=resolver,
+            lifecycle=self.lifecycle,
+            edits=edits,
+            locks=locks,
+            events=self.events,
+        )
+        return edits
 
     def _compose_sessions(self, terminals: Terminals, locks: Locks) -> None:
         """What reaches into containers."""
