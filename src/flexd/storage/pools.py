@@ -456,9 +456,13 @@ class Pools:
     async def delete_image(self, fingerprint: str) -> None:
         """Drop an image from all pools; volumes made from it stay."""
         for name in self.names():
-            if name not in self._faults:
-                await self._drivers[name].delete_image(fingerprint)
-            await self._volumes.delete((name, "image", DEFAULT_PROJECT, fingerprint))
+            await self.drop_image(name, fingerprint)
+
+    async def drop_image(self, pool: str, fingerprint: str) -> None:
+        """What one pool keeps of an image; it is unpacked again when it is wanted again."""
+        if pool not in self._faults:
+            await self._drivers[pool].delete_image(fingerprint)
+        await self._volumes.delete((pool, "image", DEFAULT_PROJECT, fingerprint))
 
     def default_size(self, pool: str) -> int:
         """`volume.size` of a pool, for volumes made without one."""

@@ -44,6 +44,7 @@ from flexd.storage.custom import (
     without_empty,
 )
 from flexd.storage.names import (
+    DEFAULT_PROJECT,
     api_name,
     check_volume_name,
     owner_url,
@@ -345,7 +346,13 @@ class Volumes:
         return []
 
     async def delete(self, pool: str, kind: str, project: str, name: str) -> None:
-        """With its snapshots."""
+        """With its snapshots. An image's volume is what the pool keeps of it, and may go any time (extension:
+        storage_images_delete)."""
+        if kind == "image":
+            record = self.document(pool, kind, DEFAULT_PROJECT, name).value
+            await self._pools.drop_image(pool, name)
+            self.event("storage-volume-deleted", record)
+            return
         record = self.custom(pool, kind, project, name, tried="deleting").value
         async with self._locks.hold(lock_of(record), "delete"):
             record = self.custom(pool, kind, project, name, tried="deleting").value

@@ -202,6 +202,18 @@ async def test_instance_volumes_are_shown_and_belong_to_their_instance(pooled: D
     assert pooled.volumes.show("p", "container", "default", "c1").description == "root"
 
 
+async def test_what_a_pool_keeps_of_an_image_can_be_dropped(pooled: Daemon) -> None:
+    ref = VolumeRef("p", "container", "c1")
+    await pooled.pools.create_instance(ref, "default", image=("f00", unpack), size_bytes=0)
+    if pooled.pools.record("p").driver == "dir":
+        with pytest.raises(VolumeNotFound):
+            await pooled.volumes.delete("p", "image", "default", "f00")
+        return
+    await pooled.volumes.delete("p", "image", "web", "f00")
+    assert pooled.volumes.show_all("p", "default", "image") == []
+    assert (await pooled.pools.mount(ref, IdMap()) / "etc").is_dir()
+
+
 async def test_usage(made: Daemon) -> None:
     state = await made.volumes.state(*DATA)
     assert state.usage is not None
