@@ -6,10 +6,11 @@ from __future__ import annotations
 import sys
 
 
-def confirm(question: str) -> bool:
-    """True if the answer is yes."""
+def confirm(question: str, expected: str = "") -> bool:
+    """True if the answer is yes, or what is expected (the fingerprint that somebody was told)."""
     print(question, end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
+    answer = sys.stdin.readline().strip().lower()
+    return answer in ("y", "yes") or (expected != "" and answer == expected)
 
 
 def ask_secret(question: str) -> str:

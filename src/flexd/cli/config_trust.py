@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from flexd.cli.context import Context
     from flexd.client.client import Client
 
+_NEVER = "0001-01-01T00:00:00Z"
+
 
 def _locate(context: Context, args: Arguments) -> tuple[Client, str, str]:
     client, fingerprint = context.resolve(args.fingerprint)
@@ -89,19 +91,49 @@ def _add_certificate(client: Client, path: str, body: dict[str, Any]) -> None:
 
 
 def _add_token(client: Client, body: dict[str, Any]) -> None:
-    from binascii import b2a_base64
-
     name = body["name"] or input("Please provide client name: ")
     reply = client.request("POST", "/1.0/certificates", {**body, "name": name, "token": True})
-    details = reply.metadata["metadata"]
+    print(f"Client {name} certificate add token:\n{_token_of(reply.metadata)}")
+
+
+def _token_of(operation: dict[str, Any]) -> str:
+    """What a client is given, as LXD writes it."""
+    from binascii import b2a_base64
+
+    details = operation["metadata"]
     token = {
-        "client_name": name,
+        "client_name": details["request"]["name"],
         "fingerprint": details["fingerprint"],
         "addresses": details["addresses"],
         "secret": details["secret"],
-        "expires_at": details.get("expiresAt") or "0001-01-01T00:00:00Z",
+        "expires_at": details.get("expiresAt") or _NEVER,
     }
-    print(f"Client {name} certificate add token:\n{b2a_base64(json.dumps(token).encode(), newline=False).decode()}")
+    return b2a_base64(json.dumps(token).encode(), newline=False).decode()
+
+
+def _tokens(client: Client) -> list[dict[str, Any]]:
+    """Operations of tokens that can still be used."""
+    running = client.get("/1.0/operations", {"recursion": "1"}).get("running") or []
+    return [each for each in running if each["class"] == "token" and "request" in (each.get("metadata") or {})]
+
+
+def _list_tokens(context: Context, args: Arguments) -> None:
+    tokens = _tokens(only_remote(context, args.remote))
+    rows = [
+        [each["metadata"]["request"]["name"], _token_of(each), each["metadata"].get("expiresAt") or ""]
+        for each in tokens
+    ]
+    print_list(args.format, ["name", "token", "expires at"], sorted(rows, key=natural_key), tokens)
+
+
+def _revoke_token(context: Context, args: Arguments) -> None:
+    client, name = context.resolve(args.name)
+    found = [each for each in _tokens(client) if each["metadata"]["request"]["name"] == name]
+    if not found:
+        raise CliError(f"No token found for the client {name}. See: flexc config trust list-tokens")
+    for each in found:
+        client.cancel(path_of("operations", each["id"]))
+    context.say(f"Token for the client {name} revoked")
 
 
 def _remove(context: Context, args: Arguments) -> None:
@@ -139,7 +171,22 @@ TRUST = Group(
             [FORMAT],
             aliases=["ls"],
         ),
+        Command(
+            "list-tokens",
+            "List tokens that were not used yet",
+            _list_tokens,
+            "[<remote>:]",
+            [Positional("remote", "?", completes="remote")],
+            [FORMAT],
+        ),
         _CERTIFICATE.command("remove", "Trust a client no longer", _remove, aliases=["rm"]),
+        Command(
+            "revoke-token",
+            "Take back a token",
+            _revoke_token,
+            "[<remote>:]<client>",
+            [Positional("name")],
+        ),
         verbs.show(_CERTIFICATE),
     ],
 )

@@ -239,7 +239,7 @@ def test_metadata_and_templates(run: Run, server: FakeServer) -> None:
 
 
 def test_trust(run: Run, server: FakeServer, tmp_path: Path) -> None:
-    token = {"secret": "s", "fingerprint": "f", "addresses": ["198.18.0.1:8443"]}
+    token = {"secret": "s", "fingerprint": "f", "addresses": ["198.18.0.1:8443"], "request": {"name": "me"}}
     server.work("POST", "/1.0/certificates", metadata=token)
     out = run("config", "trust", "add", "--name", "me").out
     from base64 import b64decode
@@ -250,3 +250,22 @@ def test_trust(run: Run, server: FakeServer, tmp_path: Path) -> None:
     assert "Failed reading the certificate" in run("config", "trust", "add", str(tmp_path / "no.crt")).err
     server.say("/1.0/certificates/abc", {}, method="DELETE")
     assert run("config", "trust", "remove", "abc").status == 0
+
+
+def test_tokens_are_listed_and_taken_back(run: Run, server: FakeServer) -> None:
+    token = {"secret": "s", "fingerprint": "f", "addresses": ["a:1"], "request": {"name": "me"}}
+    running = [
+        {"id": "1", "class": "token", "metadata": token},
+        {"id": "2", "class": "token", "metadata": {"secret": "of an image"}},
+        {"id": "3", "class": "task", "metadata": None},
+    ]
+    server.say("/1.0/operations", {"running": running})
+    listed = run("config", "trust", "list-tokens", "-f", "csv").out
+    assert len(listed.splitlines()) == 1
+    assert listed.startswith("me,")
+    assert "No token found for the client you" in run("config", "trust", "revoke-token", "you").err
+    server.say("/1.0/operations/1", {}, method="DELETE")
+    assert "revoked" in run("config", "trust", "revoke-token", "me").out
+    assert len(server.requests("DELETE")) == 1
+    server.say("/1.0/operations", {})
+    assert run("config", "trust", "list-tokens", "-f", "csv").out == ""

@@ -6,6 +6,7 @@ aiohttp, in a thread: an implementation of HTTP and websockets that owes nothing
 
 import asyncio
 import json
+import ssl
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -68,8 +69,11 @@ def background(state: dict[str, Any]) -> web.Response:
 class FakeServer:
     """Runs while the `with` block does."""
 
-    def __init__(self, socket_path: Path) -> None:
+    def __init__(self, socket_path: Path, tls: ssl.SSLContext | None = None) -> None:
+        """With `tls` it is at `https_address` too."""
         self.socket_path = socket_path
+        self.https_address = ""
+        self._tls = tls
         self.asked: list[Asked] = []
         self._handlers: dict[tuple[str, str], Handler] = {}
         self._loop = asyncio.new_event_loop()
@@ -147,6 +151,10 @@ class FakeServer:
         runner = web.AppRunner(application, shutdown_timeout=0.1)
         await runner.setup()
         await web.UnixSite(runner, str(self.socket_path)).start()
+        if self._tls is not None:
+            site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=self._tls)
+            await site.start()
+            self.https_address = f"127.0.0.1:{runner.addresses[-1][1]}"
         self._started.set()
         await self._stop.wait()
         await runner.cleanup()

@@ -93,7 +93,7 @@ def _add(context: Context, args: Arguments) -> None:
     if token is not None:
         _add_by_token(context, args, name or token["client_name"], token, target)
         return
-    name = name or target.removeprefix("https://").partition(":")[0].partition("/")[0]
+    name = name or _name_of(target)
     _check_new(context, name)
     if args.protocol == "simplestreams":
         context.config.remotes[name] = {"addr": target, "protocol": "simplestreams", "public": True}
@@ -106,6 +106,14 @@ def _add(context: Context, args: Arguments) -> None:
     settings = _settings(target, args)
     _accept_certificate(name, settings["addr"], args.accept_certificate)
     _finish(context, name, settings, {"password": args.password}, ask=not args.password)
+
+
+def _name_of(address: str) -> str:
+    """What a server is called if the person does not say: its host, unless that is an IPv6 address (`remote:name`)."""
+    host = address.removeprefix("https://").partition("/")[0]
+    if host.startswith("[") or host.count(":") > 1:
+        raise UsageError(f"Give the server at {address} a name: flexc remote add NAME {address}")
+    return host.partition(":")[0]
 
 
 def _settings(address: str, args: Arguments) -> dict[str, Any]:
@@ -141,13 +149,14 @@ def _add_by_token(context: Context, args: Arguments, name: str, token: dict[str,
     for address in token["addresses"]:
         settings = _settings(address, args)
         try:
-            if _fetch(settings["addr"])[1] != token["fingerprint"]:
-                failures.append(f"{address}: its certificate is not the one that the token names")
-                continue
+            pem, fingerprint = _fetch(settings["addr"])
         except ClientError as error:
             failures.append(str(error))
             continue
-        _accept_certificate(name, settings["addr"], accepted=True)
+        if fingerprint != token["fingerprint"]:
+            failures.append(f"{address}: its certificate is not the one that the token names")
+            continue
+        _keep_certificate(name, pem)
         # LXD 5.0 takes the whole token as the password, later ones know a field for it.
         _finish(context, name, settings, {"password": text, "trust_token": text}, ask=False)
         return
@@ -168,11 +177,16 @@ def _fetch(address: str) -> tuple[str, str]:
 
 def _accept_certificate(name: str, address: str, accepted: bool) -> None:
     """Ask the person about the server's certificate and keep it."""
+    pem, fingerprint = _fetch(address)
+    if not accepted and not confirm(f"Certificate fingerprint: {fingerprint}\nok (y/n/[fingerprint])? ", fingerprint):
+        raise CliError("Server certificate NACKed by user")
+    _keep_certificate(name, pem)
+
+
+def _keep_certificate(name: str, pem: str) -> None:
+    """The one that was looked at, not another one that the server might show next time."""
     from flexd.cli.remotes import certificate_path
 
-    pem, fingerprint = _fetch(address)
-    if not accepted and not confirm(f"Certificate fingerprint: {fingerprint}\nok (y/n)? "):
-        raise CliError("Server certificate NACKed by user")
     os.makedirs(os.path.dirname(certificate_path(name)), mode=0o700, exist_ok=True)
     with open(certificate_path(name), "w", encoding="ascii") as file:
         file.write(pem)
@@ -182,8 +196,8 @@ def _finish(context: Context, name: str, settings: dict[str, Any], secrets: dict
     """Be trusted by the server, and write the remote down only then."""
     from flexd.cli.remotes import certificate_path, https_endpoint
 
+    client = Client(https_endpoint(name, settings["addr"], settings))
     try:
-        client = Client(https_endpoint(name, settings["addr"], settings))
         if client.get("/1.0")["auth"] != "trusted" and not settings["public"]:
             if ask:
                 secrets = {"password": ask_secret(f"Admin password (or token) for {name}: ")}
@@ -191,12 +205,23 @@ def _finish(context: Context, name: str, settings: dict[str, Any], secrets: dict
             client.request("POST", "/1.0/certificates", {key: value for key, value in body.items() if value})
             if client.get("/1.0")["auth"] != "trusted":
                 raise CliError("Server doesn't trust us after authentication")
+        if not settings.get("project"):
+            _choose_project(client, settings)
     except (CliError, ClientError):
         os.unlink(certificate_path(name))
         raise
+    finally:
+        client.close()
     context.config.remotes[name] = settings
     context.config.save()
     context.say(f"Client certificate now trusted by server: {name}")
+
+
+def _choose_project(client: Client, settings: dict[str, Any]) -> None:
+    """A client that is restricted to one project means that one."""
+    projects = [url.rpartition("/")[2] for url in client.get("/1.0/projects")] if not settings["public"] else []
+    if len(projects) == 1 and projects != ["default"]:
+        settings["project"] = projects[0]
 
 
 _REMOTE = Positional("remote", completes="remote")
