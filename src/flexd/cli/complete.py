@@ -20,7 +20,7 @@ _DEVICE_TYPES = ("disk", "gpu", "infiniband", "nic", "none", "pci", "proxy", "tp
 _FIXED = {
     "device-type": _DEVICE_TYPES,
     "storage-driver": ("btrfs", "dir", "overlay"),
-    "buildable": ("debian/11", "debian/12", "debian/13", "debian/sid", "ubuntu/22.04", "ubuntu/24.04"),
+    "buildable": ("debian/11", "debian/12", "debian/13", "debian/sid", "ubuntu/22.04", "ubuntu/24.04", "ubuntu/26.04"),
 }
 _COLLECTIONS = {
     "instance": "instances",

@@ -32,8 +32,8 @@ def _fingerprint(operation: Any) -> str:
 def _build(context: Context, args: Arguments) -> None:
     remote, name = context.split(args.name)
     client = context.client(remote)
-    if args.variant:
-        name = f"{name}/{args.variant}"  # the server takes it as part of the name
+    # The server takes these as parts of the name.
+    name = "/".join(filter(None, (name, args.variant, args.arch)))
     names = args.alias or [name]
     source = {"type": "build", "name": name}
     # A name that stands for an older build is moved once the new one is there; until then that one stays in use.
@@ -145,9 +145,18 @@ BUILD = Command(
         Option("--alias", action="append", default=[], help="Name to give to the image (default: what was built)"),
         Option("--property", action="append", default=[], help="Property key=value"),
         _PUBLIC,
-        Option("--variant", default="", help="Variant of it, as minimal"),
+        Option("--arch", default="", help="Architecture, as arm64, if the server can run its programs"),
+        Option("--variant", default="", help="Variant of it: default, or cloud, with cloud-init and ssh"),
     ],
-    examples=[("flexc image build debian/12", "Then: flexc launch debian/12 first")],
+    details="""
+Known: debian/11, debian/12, debian/13, debian/sid, ubuntu/22.04, ubuntu/24.04, ubuntu/26.04.
+The server needs mmdebstrap, squashfs-tools and the distribution's keyring; for a foreign architecture also arch-test
+and qemu-user-static. The same packages make the same image, with the same fingerprint.
+""",
+    examples=[
+        ("flexc image build debian/12", "Then: flexc launch debian/12 first"),
+        ("flexc image build debian/13 --variant cloud", "For configuration by cloud-init.user-data"),
+    ],
 )
 IMPORT = Command(
     "import",

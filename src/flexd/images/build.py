@@ -6,32 +6,29 @@ own: cancelled or orphaned, no process and no mount is left.
 """
 
 import asyncio
-import io
-import lzma
 import re
 import shutil
-import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import aiohttp
-import yaml
 
-from flexd.api.architectures import package_architecture
-from flexd.api.errors import BadRequest, FlexdError, NotSupported
+from flexd.api.architectures import canonical_architecture
+from flexd.api.errors import FlexdError, NotSupported
 from flexd.api.image import ImagesPostSource
 from flexd.host.contract import Host
-from flexd.images.builders import find_builders
-from flexd.images.builders.recipe import AptSource, Builder, Recipe, Release
+from flexd.images.builders.recipe import AptSource, Recipe
 from flexd.images.confine import leashed
 from flexd.images.incoming import Incoming
 from flexd.images.programs import run_chain
+from flexd.images.recipes import metadata_archive, names_of, plan_build, serial
 from flexd.images.sources import Fetched
 from flexd.operations.contract import Progress
 
-_CUSTOMIZE = Path(__file__).parent / "builders" / "container.sh"
+_SCRIPTS = Path(__file__).parent / "builders"
+_MERGE_USR = "/usr/share/mmdebstrap/hooks/merged-usr"
 # squashfs, since it unpacks as fast as a tar and checking it reads no data. zstd at 9: 75 MB in 4 s for 240 MB of
 # Debian; its default, 15, takes 43 s for 71 MB (measured, 2 processors).
 _SCRIPT = r"""
@@ -76,30 +73,26 @@ class BuildFailed(FlexdError):
 
 async def prepare_build(host: Host, source: ImagesPostSource) -> "Build":
     """Find the builder for `source.name`; the error names what there is, or the package that is missing."""
-    architecture = (await host.machine.features()).architectures[0]
+    architectures = (await host.machine.features()).architectures
     host_sources = await asyncio.to_thread(_host_sources, Path("/etc/apt"))
     name = source.name or source.alias
-    recipe = await asyncio.to_thread(plan_build, name, architecture, host_sources)
+    recipe = await asyncio.to_thread(plan_build, name, architectures[0], host_sources)
     await asyncio.to_thread(_check_host, name, recipe)
-    return Build(host, name, recipe, architecture)
+    if canonical_architecture(recipe.architecture) not in architectures:
+        await _check_emulator(host, name, recipe.architecture)
+    return Build(host, name, recipe, native=canonical_architecture(recipe.architecture) == architectures[0])
 
 
-def plan_build(name: str, architecture: str, host_sources: Mapping[str, str]) -> Recipe:
-    """The recipe for `debian/12`, `debian/bookworm` or `debian/12/default`. Blocking: looks for builders."""
-    builders = find_builders()
-    os_name, _, rest = name.partition("/")
-    version, _, variant = rest.partition("/")
-    builder = builders.get(os_name)
-    release = _release(builder, version) if builder else None
-    variant = variant or "default"
-    if builder is None or release is None or variant not in builder.variants:
-        known = ", ".join(f"{b.name}/{r.version}" for b in builders.values() for r in b.releases)
-        raise BadRequest(f'Failed building image "{name}": there is no such recipe (known: {known})')
-    return builder.recipe(release, variant, package_architecture(architecture), host_sources)
-
-
-def _release(builder: Builder, version: str) -> Release | None:
-    return next((release for release in builder.releases if version in (release.version, release.codename)), None)
+async def _check_emulator(host: Host, name: str, architecture: str) -> None:
+    """A foreign system's programs run while it is installed: binfmt_misc must know who can."""
+    if not await asyncio.to_thread(shutil.which, "arch-test"):
+        raise NotSupported(f'Failed building image "{name}": missing on this host: arch-test (package arch-test)')
+    tested = await host.processes.run(["arch-test", architecture])
+    if tested.returncode != 0:
+        raise NotSupported(
+            f'Failed building image "{name}": this host cannot run programs for {architecture}; the package '
+            "qemu-user-static brings an emulator, and systemd-binfmt registers it"
+        )
 
 
 def _host_sources(directory: Path) -> dict[str, str]:
@@ -124,8 +117,8 @@ class Build:
 
     description = "Building image"
 
-    def __init__(self, host: Host, name: str, recipe: Recipe, architecture: str) -> None:
-        self._host, self._name, self._recipe, self._architecture = host, name, recipe, architecture
+    def __init__(self, host: Host, name: str, recipe: Recipe, *, native: bool) -> None:
+        self._host, self._name, self._recipe, self._native = host, name, recipe, native
         self._log_directory = Path()
 
     async def into(self, incoming: Incoming, progress: Progress) -> Fetched:
@@ -137,13 +130,11 @@ class Build:
         await asyncio.to_thread(work.mkdir, mode=0o755)
         await self._make(work, incoming.rootfs, epoch, progress)
         await asyncio.to_thread(shutil.rmtree, work)
-        metadata = render_metadata(recipe, self._architecture, epoch)
-        await asyncio.to_thread(incoming.metadata.write_bytes, metadata_archive(metadata, epoch))
+        archive = await asyncio.to_thread(metadata_archive, recipe, epoch)
+        await asyncio.to_thread(incoming.metadata.write_bytes, archive)
         await incoming.adopt()
         incoming.filename = f"{recipe.os.lower()}-{recipe.release.version}-{serial(epoch)}.tar.xz"
-        base = recipe.os.lower()
-        names = [f"{base}/{recipe.release.version}", f"{base}/{recipe.release.codename}"]
-        return Fetched("build_progress", aliases=names)
+        return Fetched("build_progress", aliases=names_of(recipe, native=self._native))
 
     async def _archive_date(self) -> datetime:
         """When the archive was last changed: names the build, and makes builds of the same packages the same."""
@@ -174,11 +165,12 @@ class Build:
             *("env", f"SOURCE_DATE_EPOCH={epoch}", "DEBIAN_FRONTEND=noninteractive"),
             *("sh", "-c", _SCRIPT, "sh", place, str(work), str(target)),
             *("mmdebstrap", "--mode=root", "--format=directory", "--variant=apt", "--skip=output/dev"),
-            f"--architectures={package_architecture(self._architecture)}",
+            f"--architectures={recipe.architecture}",
+            *((f"--hook-dir={_MERGE_USR}",) if recipe.release.merge_usr else ()),
             f"--include={','.join(recipe.packages)}",
             '--aptopt=APT::Install-Recommends "false"',
             *(f"--dpkgopt={option}" for option in _LEFT_OUT),
-            f'--customize-hook=sh "{_CUSTOMIZE}" "$1"',
+            *(f'--customize-hook=sh "{script}" "$1"' for script in _scripts(recipe.variant)),
             recipe.release.codename,
             str(work / "rootfs"),
             *(source.line(recipe.keyring) for source in recipe.sources),
@@ -195,6 +187,12 @@ class Build:
         if finished.returncode != 0:
             log_file = await asyncio.to_thread(keep_log, self._log_directory, self._name, finished.messages)
             raise BuildFailed(self._name, f"{last_words(finished.messages)} (whole log: {log_file})")
+
+
+def _scripts(variant: str) -> list[Path]:
+    """What is run on an installed system, in this order."""
+    names = ("container", "cloud") if variant == "cloud" else ("container",)
+    return [_SCRIPTS / f"{name}.sh" for name in names]
 
 
 def keep_log(directory: Path, name: str, messages: str) -> Path:
@@ -229,35 +227,3 @@ def _parse_date(text: str) -> datetime:
         return parsedate_to_datetime(text.strip()).astimezone(UTC)
     except ValueError:
         return datetime.now(UTC)
-
-
-def serial(epoch: int) -> str:
-    """`20261123_0600`, as image servers number their builds."""
-    return datetime.fromtimestamp(epoch, UTC).strftime("%Y%m%d_%H%M")
-
-
-def render_metadata(recipe: Recipe, architecture: str, epoch: int) -> bytes:
-    """metadata.yaml with the properties that image servers set."""
-    packages = package_architecture(architecture)
-    release = recipe.release
-    properties = {
-        "os": recipe.os,
-        "release": release.codename,
-        "version": release.version,
-        "architecture": packages,
-        "variant": recipe.variant,
-        "serial": serial(epoch),
-        "description": f"{recipe.os} {release.codename} {packages} ({serial(epoch)})",
-    }
-    document = {"architecture": architecture, "creation_date": epoch, "properties": properties}
-    return yaml.safe_dump(document, sort_keys=False).encode()
-
-
-def metadata_archive(metadata: bytes, epoch: int) -> bytes:
-    """A tar.xz with metadata.yaml, the same for the same input."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as archive:
-        entry = tarfile.TarInfo("metadata.yaml")
-        entry.size, entry.mtime, entry.mode = len(metadata), epoch, 0o644
-        archive.addfile(entry, io.BytesIO(metadata))
-    return lzma.compress(buffer.getvalue())

@@ -7,11 +7,14 @@ import tarfile
 
 import pytest
 
+from flexd.api.architectures import package_architecture
 from flexd.api.errors import BadRequest
-from flexd.images.build import last_words, metadata_archive, package_architecture, plan_build, render_metadata, serial
+from flexd.images.build import last_words
 from flexd.images.builders import find_builders
 from flexd.images.builders.sources import HostSource, mirror_of, parse_sources
 from flexd.images.formats import parse_metadata
+from flexd.images.recipes import metadata_archive, names_of, plan_build, serial
+from flexd.instances.pongo import render
 
 DEB822 = """Types: deb deb-src
 # a comment
@@ -61,9 +64,29 @@ def test_builders_are_found() -> None:
     assert set(find_builders()) == {"debian", "ubuntu"}
 
 
-@pytest.mark.parametrize("name", ["debian/13", "debian/trixie", "debian/13/default"])
+@pytest.mark.parametrize("name", ["debian/13", "debian/trixie", "debian/13/default", "debian/13/amd64"])
 def test_names(name: str) -> None:
-    assert plan_build(name, "x86_64", {}).release.codename == "trixie"
+    recipe = plan_build(name, "x86_64", {})
+    assert recipe.release.codename == "trixie"
+    assert names_of(recipe, native=True) == ["debian/13", "debian/trixie"]
+
+
+@pytest.mark.parametrize("name", ["debian/13/cloud/arm64", "debian/trixie/cloud/aarch64"])
+def test_variant_and_foreign_architecture(name: str) -> None:
+    recipe = plan_build(name, "x86_64", {})
+    assert (recipe.variant, recipe.architecture) == ("cloud", "arm64")
+    assert {"cloud-init", "openssh-server"} <= set(recipe.packages)
+    assert names_of(recipe, native=False) == ["debian/13/cloud/arm64", "debian/trixie/cloud/arm64"]
+
+
+def test_every_release_can_be_planned() -> None:
+    for builder in find_builders().values():
+        for release in builder.releases:
+            for variant in builder.variants:
+                recipe = plan_build(f"{builder.name}/{release.version}/{variant}", "x86_64", {})
+                assert recipe.sources[0].suite == release.codename
+    assert [source.suite for source in plan_build("debian/sid", "x86_64", {}).sources] == ["sid"]
+    assert names_of(plan_build("debian/sid", "x86_64", {}), native=True) == ["debian/sid"]
 
 
 def test_recipe_takes_the_hosts_mirrors() -> None:
@@ -82,10 +105,19 @@ def test_recipe_takes_the_default_mirrors() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "debian", "debian/", "debian/7", "plan9/4", "debian/12/strange", "debian/12/../x"]
+    ("name", "fault"),
+    [
+        *((name, r"\(known: debian/11, debian/12, ") for name in ("", "debian", "debian/", "debian/7", "plan9/4")),
+        ("debian/12/strange", r'"strange" is neither a variant \(default, cloud\) nor an architecture'),
+        ("debian/12/../x", r'"\.\." is neither'),
+        ("debian/12/cloud/cloud", '"cloud" is neither'),
+        ("debian/12/arm64/cloud", '"cloud" is neither'),
+        ("debian/12/arm64/amd64", '"amd64" is neither'),
+        ("debian/12/", '"" is neither'),
+    ],
 )
-def test_unknown_names(name: str) -> None:
-    with pytest.raises(BadRequest, match=r"there is no such recipe \(known: debian/12, debian/13, ubuntu/"):
+def test_unknown_names(name: str, fault: str) -> None:
+    with pytest.raises(BadRequest, match=f"there is no such recipe.*{fault}"):
         plan_build(name, "x86_64", {})
 
 
@@ -97,7 +129,7 @@ def test_architecture_without_release() -> None:
 
 def test_metadata_archive() -> None:
     recipe = plan_build("debian/12", "x86_64", {})
-    made = [metadata_archive(render_metadata(recipe, "x86_64", 1700000000), 1700000000) for _ in range(2)]
+    made = [metadata_archive(recipe, 1700000000) for _ in range(2)]
     assert made[0] == made[1]
     with tarfile.open(fileobj=io.BytesIO(lzma.decompress(made[0]))) as archive:
         file = archive.extractfile("metadata.yaml")
@@ -114,6 +146,27 @@ def test_metadata_archive() -> None:
         "description": "Debian bookworm amd64 (20231114_2213)",
     }
     assert serial(1700000000) == "20231114_2213"
+
+
+def test_cloud_images_hand_their_configuration_to_cloud_init() -> None:
+    archive = metadata_archive(plan_build("debian/12/cloud", "x86_64", {}), 1700000000)
+    with tarfile.open(fileobj=io.BytesIO(lzma.decompress(archive))) as opened:
+        files = {member.name: opened.extractfile(member).read() for member in opened}  # type: ignore[union-attr]
+    metadata = parse_metadata(files["metadata.yaml"], '"x"')
+    seeds = {path.rpartition("/")[2]: template for path, template in metadata.templates.items()}
+    assert set(seeds) == {"meta-data", "user-data", "vendor-data", "network-config"}
+
+    def written(seed: str, config: dict[str, str]) -> str:
+        template = seeds[seed]
+        text = files[f"templates/{template.template}"].decode()
+        context = {"container": {"name": "c1"}, "properties": template.properties}
+        return render(template.template, text, context, config).rstrip("\n")
+
+    assert written("meta-data", {}).startswith("instance-id: c1\nlocal-hostname: c1")
+    assert written("user-data", {}) == "#cloud-config\n{}"
+    assert written("user-data", {"user.user-data": "old"}) == "old"
+    assert written("user-data", {"cloud-init.user-data": "a: 'b'", "user.user-data": "old"}) == "a: 'b'"
+    assert written("network-config", {}).startswith("version: 2\nethernets:\n")
 
 
 def test_last_words() -> None:

@@ -8,10 +8,12 @@ from msgspec import Struct
 
 
 class Release(Struct, frozen=True):
-    """`version` is what people count (12), `codename` what the archive is called after (bookworm)."""
+    """`version` is what people count (12), `codename` what the archive is called after (bookworm). `merge_usr`: its
+    packages leave it to the installer whether /bin is a link to /usr/bin."""
 
     version: str
     codename: str
+    merge_usr: bool = False
 
 
 class AptSource(Struct, frozen=True):
@@ -26,11 +28,13 @@ class AptSource(Struct, frozen=True):
 
 
 class Recipe(Struct, frozen=True):
-    """All that a build needs; pure data. `keyring` is a file of this host and of the image."""
+    """All that a build needs; pure data. `architecture` in the distribution's words; `keyring` is a file of this host
+    and of the image."""
 
     os: str
     release: Release
     variant: str
+    architecture: str
     sources: tuple[AptSource, ...]
     keyring: str
     keyring_package: str

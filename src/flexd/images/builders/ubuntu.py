@@ -3,7 +3,7 @@
 
 from collections.abc import Mapping
 
-from flexd.images.builders.debian import PACKAGES
+from flexd.images.builders.debian import VARIANTS, packages
 from flexd.images.builders.recipe import AptSource, Recipe, Release
 from flexd.images.builders.sources import mirror_of, parse_sources
 
@@ -16,8 +16,8 @@ _PORTS_MIRROR = "http://ports.ubuntu.com/ubuntu-ports"
 class UbuntuBuilder:
     name = "ubuntu"
     os = "Ubuntu"
-    releases = (Release("22.04", "jammy"), Release("24.04", "noble"))
-    variants = ("default",)
+    releases = (Release("22.04", "jammy", merge_usr=True), Release("24.04", "noble"), Release("26.04", "resolute"))
+    variants = VARIANTS
 
     def recipe(self, release: Release, variant: str, architecture: str, host_sources: Mapping[str, str]) -> Recipe:
         default = _MIRROR if architecture in _MAIN_ARCHITECTURES else _PORTS_MIRROR
@@ -28,10 +28,11 @@ class UbuntuBuilder:
             os=self.os,
             release=release,
             variant=variant,
+            architecture=architecture,
             sources=tuple(AptSource(mirror, suite, ("main", "universe")) for suite in suites),
             keyring="/usr/share/keyrings/ubuntu-archive-keyring.gpg",
             keyring_package="ubuntu-archive-keyring, or ubuntu-keyring on Ubuntu",
-            packages=PACKAGES,
+            packages=packages(variant),
         )
 
 
