@@ -159,42 +159,43 @@ class Disk(Kind, type="disk"):
         if is_root(context.config):
             return
         point = self._mount_point(context)
-        if await self.host.mounts.mounted(point):
-            return
+        source, shifted = await self._source(context)
+        node = await self.host.nodes.read(source) if source and not context.config.get("pool") else None
+        if source is not None and node is not None and node.kind == "b":
+            await self._mount_block(context, source, point)
+        elif not await self.host.mounts.mounted(point):
+            await self._mount(context, source, point, shifted=shifted)
+
+    async def _mount(self, context: DeviceContext, source: Path | None, point: Path, *, shifted: bool) -> None:
         if context.config["source"] == _TMPFS:
             await asyncio.to_thread(_make_mount_point, None, point)
             await self.host.mounts.mount("tmpfs", point, "tmpfs", _tmpfs_options(context))
-            return
-        source, shifted = await self._source(context)
-        if source is None:
-            return
-        if not context.config.get("pool"):
-            node = await self.host.nodes.read(source)
-            if node is not None and node.kind == "b":
-                await self._mount_block(context, source, point)
-                return
-        await asyncio.to_thread(_make_mount_point, source, point)
-        recursive = is_true(context.config.get("recursive"))
-        readonly = is_true(context.config.get("readonly"))
-        if shifted and context.idmap:
-            await self.host.mounts.idmapped_bind(source, point, context.idmap, recursive=recursive, readonly=readonly)
-        else:
-            await self.host.mounts.bind(source, point, recursive=recursive, readonly=readonly)
+        elif source is not None:
+            await asyncio.to_thread(_make_mount_point, source, point)
+            recursive, readonly = (is_true(context.config.get(key)) for key in ("recursive", "readonly"))
+            bind, mounts = (source, point), self.host.mounts
+            if shifted and context.idmap:
+                await mounts.idmapped_bind(*bind, context.idmap, recursive=recursive, readonly=readonly)
+            else:
+                await mounts.bind(*bind, recursive=recursive, readonly=readonly)
 
     async def _mount_block(self, context: DeviceContext, source: Path, point: Path) -> None:
-        """The file system on a block device, whichever it is."""
+        """The file system on a block device, whichever it is; over it, where wanted, its shifted view."""
         config = context.config
         await asyncio.to_thread(_make_mount_point, None, point)
-        options = ["ro"] if is_true(config.get("readonly")) else []
-        options += filter(None, [config.get("raw.mount.options", "")])
-        await self.host.mounts.mount(str(source), point, "", ",".join(options))
-        if is_true(config.get("shift")) and context.idmap:
-            # Over the mount itself: the shifted view is what the container binds.
+        made = len([mount for mount in await self.host.mounts.below(point) if mount.target == point])
+        if not made:
+            options = ["ro"] if is_true(config.get("readonly")) else []
+            options += filter(None, [config.get("raw.mount.options", "")])
+            await self.host.mounts.mount(str(source), point, "", ",".join(options))
+        if made < 2 and is_true(config.get("shift")) and context.idmap:
             await self.host.mounts.idmapped_bind(point, point, context.idmap)
 
     async def _source(self, context: DeviceContext) -> tuple[Path | None, bool]:
         """The directory or file to bind and whether its ids are to be shifted; None: missing and not required."""
         config = context.config
+        if config["source"] == _TMPFS:
+            return None, False
         if config.get("pool"):
             # A custom volume keeps its ids as on disk, so that instances with different maps can share it.
             return await self.pools.mount(self._volume(context), IdMap()), True
