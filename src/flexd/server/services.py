@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from flexd.api.keys import Key
 from flexd.host.contract import Host
 from flexd.images.images import Images
+from flexd.instances.backup_import import BackupImport
+from flexd.instances.backups import Backups
 from flexd.instances.console import Console
 from flexd.instances.exec import Exec
 from flexd.instances.files import Files
@@ -30,6 +32,7 @@ from flexd.server.listeners import Listeners
 from flexd.server.password import Guesses
 from flexd.server.tokens import Tokens
 from flexd.server.trust import Certificates
+from flexd.server.warnings import Warnings
 from flexd.storage.pools import Pools
 from flexd.storage.volume_snapshots import VolumeSnapshots
 from flexd.storage.volumes import Volumes
@@ -49,11 +52,14 @@ class Services:
     console: Console
     files: Files
     logs: Logs
+    backups: Backups
+    backup_import: BackupImport
     metadata: Metadata
     rebuild: Rebuild
     publishing: Publishing
     profiles: Profiles
     snapshots: Snapshots
+    warnings: Warnings
     images: Images
     networks: Networks
     pools: Pools
