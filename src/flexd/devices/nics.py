@@ -228,6 +228,9 @@ class VethNic(Nic):
             for link in (self.inner_link(context), host_name):
                 await self.host.processes.run(["ip", "link", "set", "dev", link, "txqueuelen", length])
 
+    async def _take_link(self, nic: NicSpec, container: RunningContainer) -> None:
+        """Nothing to take: both ends go when `stop` deletes the host's."""
+
     async def limit(self, context: DeviceContext) -> None:
         """Make the limits what the entry says; none where it says nothing."""
         await limit_link(self.host, value_of(context, "host_name"), f"flexd_{self.token(context)}", context.config)
