@@ -126,11 +126,6 @@ def _opened(path: Path | str, *, below: int | None = None) -> Iterator[int]:
         os.close(fd)
 
 
-def _ioctl(fd: int, what: str, request: int, argument: bytearray) -> None:
-    with syscalls.naming(what, "ioctl"):
-        fcntl.ioctl(fd, request, argument)
-
-
 # --- what is there -----------------------------------------------------------------------------------------------
 
 
@@ -149,7 +144,7 @@ def _lookup(fd: int, what: str, tree: int, inode: int) -> tuple[int, str]:
     """(the tree, the directory's path in it with a slash at the end); tree 0: the one that fd is in."""
     raw = bytearray(_PAGE)
     struct.pack_into("=QQ", raw, 0, tree, inode)
-    _ioctl(fd, what, _INO_LOOKUP, raw)
+    syscalls.ioctl(fd, what, _INO_LOOKUP, raw)
     return struct.unpack_from("=Q", raw)[0], os.fsdecode(bytes(raw[16:]).split(b"\0", 1)[0])
 
 
@@ -165,7 +160,7 @@ def _search(
     while start <= end:
         raw = bytearray(_PAGE)
         _SEARCH_KEY.pack_into(raw, 0, tree, objectid, objectid, start, end, 0, _NO_LIMIT, kind, kind, 1 << 12)
-        _ioctl(fd, what, _TREE_SEARCH, raw)
+        syscalls.ioctl(fd, what, _TREE_SEARCH, raw)
         (count,) = struct.unpack_from("=I", raw, 64)
         position = _SEARCH_KEY.size
         for _ in range(count):
@@ -202,7 +197,7 @@ def _create(path: Path) -> None:
     with _opened(path.parent) as parent:
         name = os.fsencode(path.name)
         packed = bytearray(_VOL_ARGS_V2.pack(0, 0, 0, name))
-        _ioctl(parent, f"create the subvolume {path}", _SUBVOL_CREATE_V2, packed)
+        syscalls.ioctl(parent, f"create the subvolume {path}", _SUBVOL_CREATE_V2, packed)
 
 
 def _snapshot(source: Path, target: Path, readonly: bool) -> None:
@@ -217,7 +212,7 @@ def _snapshot_into(source: int, path: str, parent: int, name: str, readonly: boo
     children = _children(source, path)
     flags = _SUBVOL_RDONLY if readonly and not children else 0
     packed = bytearray(_VOL_ARGS_V2.pack(source, 0, flags, os.fsencode(name)))
-    _ioctl(parent, f"snapshot {path} as {name}", _SNAP_CREATE_V2, packed)
+    syscalls.ioctl(parent, f"snapshot {path} as {name}", _SNAP_CREATE_V2, packed)
     if not children:
         return False
     with _opened(name, below=parent) as made:
@@ -249,7 +244,7 @@ def _set_readonly_below(fd: int, path: str, readonly: bool) -> None:
         with _opened(child, below=fd) as below:
             _set_readonly_below(below, child, readonly)
     raw = bytearray(struct.pack("=Q", _SUBVOL_RDONLY if readonly else 0))
-    _ioctl(fd, f"make {path} {'read-only' if readonly else 'writable'}", _SUBVOL_SETFLAGS, raw)
+    syscalls.ioctl(fd, f"make {path} {'read-only' if readonly else 'writable'}", _SUBVOL_SETFLAGS, raw)
 
 
 # --- removing ----------------------------------------------------------------------------------------------------
@@ -287,7 +282,7 @@ def _delete(parent: int, name: str) -> None:
                 _delete(below, last)
         _forget_group(fd, name)
     packed = bytearray(_VOL_ARGS.pack(0, os.fsencode(name)))
-    _ioctl(parent, f"delete the subvolume {name}", _SNAP_DESTROY, packed)
+    syscalls.ioctl(parent, f"delete the subvolume {name}", _SNAP_DESTROY, packed)
 
 
 def _forget_group(fd: int, name: str) -> None:
@@ -303,7 +298,7 @@ def _forget_group(fd: int, name: str) -> None:
 def _enable_quotas(path: Path) -> None:
     what = f"switch on the quotas of {path}"
     with _opened(path) as fd:
-        _ioctl(fd, what, _QUOTA_CTL, bytearray(struct.pack("=QQ", _QUOTA_CTL_ENABLE, 0)))
+        syscalls.ioctl(fd, what, _QUOTA_CTL, bytearray(struct.pack("=QQ", _QUOTA_CTL_ENABLE, 0)))
         # What was there before has to be counted before a limit of it means anything.
         with syscalls.naming(what, "ioctl"):
             fcntl.ioctl(fd, _QUOTA_RESCAN_WAIT)
@@ -314,7 +309,7 @@ def _set_limit(path: Path, limit_bytes: int) -> None:
     with _opened(path) as fd:
         group = _tree_of(fd, what)
         packed = _LIMIT_ARGS.pack(group, _QGROUP_LIMIT_MAX_RFER, limit_bytes or _NO_LIMIT, 0, 0, 0)
-        _ioctl(fd, what, _QGROUP_LIMIT, bytearray(packed))
+        syscalls.ioctl(fd, what, _QGROUP_LIMIT, bytearray(packed))
 
 
 def _usage(path: Path) -> BtrfsUsage | None:

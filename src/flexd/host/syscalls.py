@@ -342,6 +342,14 @@ def inotify_remove(fd: int, watch: int) -> None:
     _libc.inotify_rm_watch(fd, watch)
 
 
+def ioctl(fd: int, what: str, request: int, argument: bytearray) -> None:
+    """ioctl(2) that fills or reads `argument`, kept alive by the caller. For what may take long: unlike `fcntl.ioctl`
+    with more than 1 KiB of argument (CPython's fcntlmodule.c), ctypes lets go of the GIL."""
+    buffer = (ctypes.c_char * len(argument)).from_buffer(argument)
+    if _libc.ioctl(fd, ctypes.c_ulong(request), buffer) < 0:
+        raise failure(what, "ioctl", ctypes.get_errno())
+
+
 def quotactl(fd: int, what: str, command: int, identity: int, buffer: ctypes.Structure) -> None:
     """quotactl_fd(2), Linux 5.14: the quota of the file system that an fd is on; fills or reads `buffer`."""
     _syscall(_SYS_QUOTACTL_FD, what, "quotactl_fd", fd, command, identity, ctypes.byref(buffer))
