@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images for system tests, made once and kept in a cache directory: `FLEXD_TEST_CACHE`, else /var/tmp/flexd-test-cache.
 
-`tiny_image()`: busybox with an init, 1 MB, one file. `debian_image()`: debian/12 as `flexc image build` makes it.
+`tiny_image()`: busybox with an init, 1 MB, one file. `debian_image()`: what `flexc image build` makes of debian/12.
 Both may be called from any number of test processes at once; what they are made of is part of the file names.
 """
 
@@ -23,7 +23,7 @@ import pytest
 
 from flexd.api.image import ImagesPostSource
 from flexd.host.linux import LinuxHost
-from flexd.images import build, builders
+from flexd.images import build, builders, recipes
 from flexd.images.incoming import Incoming
 
 _METADATA = """architecture: {architecture}
@@ -137,29 +137,31 @@ def _add(archive: tarfile.TarFile, name: str, data: bytes | None = None, *, mode
     archive.addfile(info, io.BytesIO(data) if data is not None else None)
 
 
-def debian_image() -> tuple[Path, Path]:
-    """The metadata archive and the squashfs of debian/12: a split image. Built on first use, which takes a minute and
-    the Debian mirror, in the caller's network namespace. Skips where it cannot be built."""
+def debian_image(name: str = "debian/12") -> tuple[Path, Path]:
+    """The metadata archive and the squashfs of a build: a split image. Built on first use, which takes a minute and
+    the mirror, in the caller's network namespace. Skips where it cannot be built."""
     if os.geteuid() != 0:
         pytest.skip("building an image needs root")
-    made_of = [Path(build.__file__), *sorted(Path(builders.__file__).parent.glob("*[!c]"))]
+    stem = name.replace("/", "-")
+    made_of = [Path(build.__file__), Path(recipes.__file__), *sorted(Path(builders.__file__).parent.glob("*[!c]"))]
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in made_of if file.is_file())).hexdigest()[:12]
-    metadata, rootfs = (cache_directory() / f"debian-12-{digest}.{suffix}" for suffix in ("tar.xz", "squashfs"))
-    with _locked("debian"):
+    metadata, rootfs = (cache_directory() / f"{stem}_{digest}.{suffix}" for suffix in ("tar.xz", "squashfs"))
+    with _locked(stem):
         if not (metadata.exists() and rootfs.exists()):
-            for outdated in cache_directory().glob("debian-12-*"):
+            for outdated in cache_directory().glob(f"{stem}_*"):
                 outdated.unlink()
             # In a thread: the caller may or may not be in an event loop.
             with ThreadPoolExecutor(1) as thread:
-                thread.submit(lambda: asyncio.run(_build_debian(metadata, rootfs))).result()
+                thread.submit(lambda: asyncio.run(build_image(name, metadata, rootfs))).result()
     return metadata, rootfs
 
 
-async def _build_debian(metadata: Path, rootfs: Path) -> None:
+async def build_image(name: str, metadata: Path, rootfs: Path) -> None:
+    """Build anew, into these files."""
     host = LinuxHost()
     incoming = await Incoming.make(cache_directory())
     try:
-        made = await build.prepare_build(host, ImagesPostSource(type="build", name="debian/12"))
+        made = await build.prepare_build(host, ImagesPostSource(type="build", name=name))
         await made.into(incoming, lambda _metadata: None)
         incoming.rootfs.rename(rootfs)
         incoming.metadata.rename(metadata)

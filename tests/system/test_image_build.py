@@ -2,6 +2,7 @@
 """debian/12 as it is built: what is in it, and what a cancelled build leaves. Needs root and the Debian mirror."""
 
 import asyncio
+import filecmp
 import io
 import lzma
 import stat
@@ -19,7 +20,8 @@ from flexd.images.archive import Archives
 from flexd.images.build import prepare_build
 from flexd.images.formats import parse_metadata
 from flexd.images.incoming import Incoming
-from tests.system.images import debian_image
+from tests.system.images import build_image, debian_image, split_body
+from tests.system.machine import machine
 
 
 @pytest.fixture
@@ -58,6 +60,30 @@ async def test_root_file_system(image: tuple[Path, Path], tmp_path: Path) -> Non
     assert masked.readlink() == Path("/dev/null")
     await host.files.remove_tree(root)
     await host.close()
+
+
+async def test_same_packages_same_image(image: tuple[Path, Path], tmp_path: Path) -> None:
+    again, once_more = ((tmp_path / f"{n}.tar.xz", tmp_path / f"{n}.squashfs") for n in ("again", "more"))
+    await build_image("debian/12", *again)
+    if again[0].read_bytes() != image[0].read_bytes():  # the archive has moved on since the first was built
+        image = again
+        again = once_more
+        await build_image("debian/12", *again)
+    assert [filecmp.cmp(*pair, shallow=False) for pair in zip(image, again, strict=True)] == [True, True]
+
+
+def test_cloud_image_configures_itself(root_only: None, state_root: Path) -> None:
+    """By the daemon's answers (cloud-init's LXD source), and with those turned off by the seed on disk."""
+    data = "#cloud-config\nwrite_files: [{path: /etc/greeting, content: hello}]\n"
+    with machine(state_root / "cloud") as made:
+        made.import_body(*split_body(*debian_image("debian/12/cloud")), "cloud")
+        for name, devlxd in (("asked", "true"), ("seeded", "false")):
+            settings = ("-c", f"cloud-init.user-data={data}", "-c", f"security.devlxd={devlxd}")
+            made.flexc("launch", "cloud", name, *settings)
+            made.flexc("exec", name, "--", "cloud-init", "status", "--wait")
+            assert made.flexc("exec", name, "--", "cat", "/etc/greeting", "/etc/hostname").stdout == f"hello{name}\n"
+            source = made.flexc("exec", name, "--", "cat", "/run/cloud-init/cloud-id").stdout.strip()
+            assert source == ("lxd" if devlxd == "true" else "nocloud")
 
 
 async def test_cancelled_build_leaves_nothing(root_only: None, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ want() { mkdir -p "$system/$1.wants"; ln -sfn "/lib/systemd/system/$2" "$system/
 mask systemd-modules-load.service modprobe@.service kmod-static-nodes.service systemd-remount-fs.service \
     systemd-tmpfiles-setup-dev.service systemd-tmpfiles-setup-dev-early.service systemd-update-utmp-runlevel.service \
     sys-kernel-debug.mount sys-kernel-tracing.mount sys-kernel-config.mount sys-fs-fuse-connections.mount \
-    proc-sys-fs-binfmt_misc.automount dev-hugepages.mount systemd-pstore.service \
+    proc-sys-fs-binfmt_misc.automount systemd-binfmt.service dev-hugepages.mount systemd-pstore.service \
     systemd-udev-load-credentials.service systemd-networkd-persistent-storage.service
 forget getty@tty1.service apt-daily.timer apt-daily-upgrade.timer remote-fs.target systemd-pstore.service fstrim.timer
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ubuntu, from its own archive; Debian 13 packages the keys as ubuntu-archive-keyring."""
+"""Ubuntu, from its own archive; Debian 13 and Ubuntu package the keys as ubuntu-keyring."""
 
 from collections.abc import Mapping
 
@@ -31,7 +31,7 @@ class UbuntuBuilder:
             architecture=architecture,
             sources=tuple(AptSource(mirror, suite, ("main", "universe")) for suite in suites),
             keyring="/usr/share/keyrings/ubuntu-archive-keyring.gpg",
-            keyring_package="ubuntu-archive-keyring, or ubuntu-keyring on Ubuntu",
+            keyring_package="ubuntu-keyring, in Debian since 13",
             packages=packages(variant),
         )
 
