@@ -26,11 +26,14 @@ from flexd.devices.hotplug import Hotplug
 from flexd.host.contract import Features, Host
 from flexd.host.linux import LinuxHost
 from flexd.host.terminals import LinuxTerminals, Terminals
+from flexd.images.archive import Archives
 from flexd.images.images import Images
 from flexd.images.pack import Packer
 from flexd.images.upkeep import Upkeep
 from flexd.instances.actions import Actions
 from flexd.instances.allocator import IdmapAllocator
+from flexd.instances.backup_import import BackupImport
+from flexd.instances.backups import Backups
 from flexd.instances.confinement import Confinement
 from flexd.instances.console import Console
 from flexd.instances.creation import Creation
@@ -277,6 +280,7 @@ class Daemon:
             locks=locks,
             events=events,
         )
+        self._compose_archives(locks, resolver)
         self._compose_sessions(terminals, locks)
 
     def _compose_edits(self, locks: Locks, actions: Actions, limiter: Limiter, resolver: Resolver) -> Edits:
@@ -303,6 +307,51 @@ class Daemon:
         )
         return edits
 
+    def _compose_archives(self, locks: Locks, resolver: Resolver) -> None:
+        """What makes files of instances, and instances of files."""
+        registry = self.registry
+        stills = Stills(registry=registry, lifecycle=self.lifecycle, pools=self.pools, locks=locks)
+        stage = self.directory / "images" / ".stage"
+        packer = Packer(self._host, stage)
+        self.publishing = Publishing(
+            host=self._host,
+            registry=registry,
+            lifecycle=self.lifecycle,
+            images=self.images,
+            metadata=self.metadata_documents,
+            stills=stills,
+            packer=packer,
+            settings=self.config.get,
+        )
+        self.backups = Backups(
+            host=self._host,
+            registry=registry,
+            pools=self.pools,
+            metadata=self.metadata_documents,
+            stills=stills,
+            packer=packer,
+            journal=self.journal,
+            operations=self.operations,
+            locks=locks,
+            events=self.events,
+            settings=self.config.get,
+            directory=self.directory / "backups",
+        )
+        self.backup_import = BackupImport(
+            host=self._host,
+            registry=registry,
+            resolver=resolver,
+            lifecycle=self.lifecycle,
+            pools=self.pools,
+            metadata=self.metadata_documents,
+            archives=Archives(self._host, stage),
+            journal=self.journal,
+            operations=self.operations,
+            locks=locks,
+            events=self.events,
+            directory=self.directory / "backups",
+        )
+
     def _compose_sessions(self, terminals: Terminals, locks: Locks) -> None:
         """What reaches into containers."""
         registry, runtime, events, operations = self.registry, self.runtime, self.events, self.operations
@@ -328,18 +377,6 @@ class Daemon:
             registry=registry, lifecycle=self.lifecycle, host=self._host, images=self.images, events=events
         )
         self.guest_server = GuestServer(self.guest)
-        stills = Stills(registry=registry, lifecycle=self.lifecycle, pools=self.pools, locks=locks)
-        packer = Packer(self._host, self.directory / "images" / ".stage")
-        self.publishing = Publishing(
-            host=self._host,
-            registry=registry,
-            lifecycle=self.lifecycle,
-            images=self.images,
-            metadata=self.metadata_documents,
-            stills=stills,
-            packer=packer,
-            settings=self.config.get,
-        )
         self.files = Files(registry=registry, lifecycle=self.lifecycle, runtime=runtime, pools=self.pools, locks=locks)
         self.states = States(registry=registry, lifecycle=self.lifecycle, host=self._host, pools=self.pools)
         self.pools.set_used_by(registry.users_of_pool)
@@ -376,6 +413,8 @@ class Daemon:
             files=self.files,
             logs=self.logs,
             metadata=self.metadata,
+            backups=self.backups,
+            backup_import=self.backup_import,
             rebuild=self.rebuild,
             publishing=self.publishing,
             profiles=self.profiles,
@@ -406,6 +445,7 @@ class Daemon:
             log.error("could not finish or undo after a crash: %s", failed)
         await self.images.prepare()
         await self.metadata_documents.sweep()
+        await self.backups.prepare()
         gone = await self.lifecycle.adopt()
         await self.ports.announce_all()
         # Before containers start: cloud-init asks early.
@@ -422,6 +462,7 @@ class Daemon:
             minute = now().replace(second=0, microsecond=0)
             try:
                 await self.snapshots.run_schedule(minute)
+                await self.backups.run_schedule(minute)
                 await self.volume_snapshots.run_schedule(minute)
             except Exception:  # border of a background task: the next minute comes anyway
                 log.exception("Failed running the schedule of %s", minute)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from flexd.api.errors import FlexdError
 from flexd.api.units import format_size
@@ -24,6 +24,7 @@ from flexd.images.survey import Limits, Survey, survey_squashfs_listing, survey_
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Percent = Callable[[int], None]
 
 # One thread writes and metadata dominates: with a fast decompressor more threads only contend (measured, 240 MB of
@@ -66,6 +67,17 @@ class Archives:
         self, file: Path, form: Format, name: str, size_bytes: int, limits: Limits, *, rootfs: bool
     ) -> Survey:
         consume = partial(survey_tar, name=name, size_bytes=size_bytes, limits=limits, rootfs=rootfs)
+        return await self._read_tar(file, form, name, consume)
+
+    async def examine(self, file: Path, name: str, consume: Callable[[BinaryIO], T]) -> T:
+        """Let a function read the plain tar in a file, in a thread; it may stop before the end."""
+        head, _ = await asyncio.to_thread(_head, file)
+        form = detect(head, name)
+        if form.kind != "tar":
+            raise BadImage(f"Invalid image {name}: it is no tar archive")
+        return await self._read_tar(file, form, name, consume)
+
+    async def _read_tar(self, file: Path, form: Format, name: str, consume: Callable[[BinaryIO], T]) -> T:
         if form.compression is None:
             return await asyncio.to_thread(_with_file, file, consume)
         source = await asyncio.to_thread(os.open, file, os.O_RDONLY | os.O_CLOEXEC)
@@ -85,10 +97,12 @@ class Archives:
         consume = partial(survey_squashfs_listing, name=name, size_bytes=size_bytes, limits=limits)
         return _surveyed(await read_chain(self._host.processes, [command], stdin=None, consume=consume), name, "")
 
-    async def unpack(self, file: Path, name: str, target: Path, percent: Percent, *, unified: bool) -> None:
+    async def unpack(
+        self, file: Path, name: str, target: Path, percent: Percent, *, unified: bool, member: str = "rootfs"
+    ) -> None:
         """Put a root file system into an empty directory, with owners, modes, times, hard links, ACLs, capabilities
-        and user attributes, without devices. `unified`: it is below rootfs/ in the archive. On failure the directory
-        is empty again."""
+        and user attributes, without devices. `unified`: it is a directory of the archive, of this name. On failure
+        the directory is empty again."""
         head, size_bytes = await asyncio.to_thread(_head, file)
         form = detect(head, name)
         if await asyncio.to_thread(os.listdir, target):
@@ -97,18 +111,20 @@ class Archives:
             if form.kind == "squashfs":
                 finished = await self._unpack_squashfs(file, head, name, size_bytes, target, percent)
             else:
-                finished = await self._unpack_tar(file, form, size_bytes, target, percent, unified=unified)
+                finished = await self._unpack_tar(file, form, size_bytes, target, percent, member if unified else "")
             _check_unpacked(finished, name)
         except BaseException:
             await asyncio.shield(self._empty(target))
             raise
 
     async def _unpack_tar(
-        self, file: Path, form: Format, size_bytes: int, target: Path, percent: Percent, *, unified: bool
+        self, file: Path, form: Format, size_bytes: int, target: Path, percent: Percent, member: str
     ) -> Sequence[Finished]:
-        where = TARGET.rpartition("/")[0] if unified else TARGET
+        where = TARGET.rpartition("/")[0] if member else TARGET
         tar = ["tar", "-xpf", "-", "-C", where, "--numeric-owner", "--acls", "--xattrs", "--warning=no-timestamp"]
         tar += ["--xattrs-include=user.*", "--xattrs-include=security.capability"]
+        if "/" in member:
+            tar += [f"--strip-components={member.count('/')}", "--", member]
         commands = [confined(tar, stage=self._stage, target=target)]
         if form.compression is not None:
             commands.insert(0, powerless(form.compression.argv))
@@ -159,12 +175,12 @@ def _head(file: Path) -> tuple[bytes, int]:
         return stream.read(HEAD_BYTES), os.fstat(stream.fileno()).st_size
 
 
-def _with_file(file: Path, consume: Callable[[BinaryIO], Survey]) -> Survey:
+def _with_file(file: Path, consume: Callable[[BinaryIO], T]) -> T:
     with file.open("rb") as stream:
         return consume(stream)
 
 
-def _surveyed(outcome: Outcome[Survey], name: str, compression: str) -> Survey:
+def _surveyed(outcome: Outcome[T], name: str, compression: str) -> T:
     """A damaged stream ends early, which looks like a short archive: what the program said of it comes first."""
     program = outcome.programs[0]
     # A reader that gave up leaves the program writing into a closed pipe: its SIGPIPE (-13, 141) is no finding.

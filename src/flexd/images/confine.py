@@ -37,7 +37,8 @@ done
 
 # Beside that the target at /image/rootfs. The few files of a unified image that stand beside rootfs/ land in the tmpfs
 # and vanish with it. Then no capabilities but those that restore owners and modes: without CAP_MKNOD no devices,
-# without CAP_SYS_ADMIN no trusted.* attributes. An overlay whiteout (character device 0/0) is the one device that anybody may make: it is removed again.
+# without CAP_SYS_ADMIN no trusted.* attributes. An overlay whiteout (character device 0/0) is the one device that
+# anybody may make: it is removed again.
 _CONFINE = rf"""
 set -eu
 {_TAKE_LEASH}

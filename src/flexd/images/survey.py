@@ -8,6 +8,7 @@ What gets past it still meets `confine.py`: the survey gives the clear error, th
 import re
 import tarfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import BinaryIO, cast
 
 from msgspec import Struct, field
@@ -108,6 +109,19 @@ class Checker:
         if not self._rootfs and self.in_rootfs(path) != self.in_rootfs(self.inside(member, member)):
             raise self.bad(member, f'is a hard link to "{_printable(target)}", across the root file system')
 
+    def enter(self, member: tarfile.TarInfo, size_bytes: int) -> str:
+        """Check a tar's member as such; returns its path."""
+        self.count(size_bytes)
+        path = self.place(member.name, directory=member.isdir())
+        if not (member.isreg() or member.isdir() or member.issym() or member.islnk() or member.isdev()):
+            raise self.bad(member.name, f"is of a kind ({member.type!r}) that is not known")
+        if member.islnk():
+            self.link(member.name, member.linkname)
+        if member.issym() and _CONTROL.search(member.linkname):
+            raise self.bad(member.name, "is a link to a name with control characters")
+        self.survey.devices += member.ischr() or member.isblk()
+        return path
+
     def in_rootfs(self, path: str) -> bool:
         return self._rootfs or path.startswith("rootfs/")
 
@@ -177,11 +191,19 @@ class _Counted:
 def survey_tar(stream: BinaryIO, name: str, size_bytes: int, limits: Limits, *, rootfs: bool = False) -> Survey:
     """Check every member of an uncompressed tar stream. `size_bytes` is the size of the file as it was sent."""
     checker = Checker(name, size_bytes, limits, rootfs=rootfs)
+    read_members(stream, name, checker, partial(_check_member, checker, metadata=not rootfs))
+    return checker.survey
+
+
+def read_members(
+    stream: BinaryIO, name: str, checker: Checker, visit: Callable[[tarfile.TarFile, tarfile.TarInfo], None]
+) -> None:
+    """Visit all members of a tar stream that is whole to its last byte."""
     counted = _Counted(stream, checker.check_expanded)
     try:
         with tarfile.open(fileobj=cast(BinaryIO, counted), mode="r|", bufsize=1 << 18, tarinfo=_BoundedTarInfo) as tar:
             for member in _members(tar):
-                _check_member(checker, tar, member, metadata=not rootfs)
+                visit(tar, member)
         counted.drain()
     except _HeaderTooLarge as error:
         raise BadImage(f"Invalid image {name}: an extended tar header of more than {_HEADER_BYTES} bytes") from error
@@ -189,7 +211,6 @@ def survey_tar(stream: BinaryIO, name: str, size_bytes: int, limits: Limits, *, 
         raise BadImage(f"Invalid image {name}: not a whole tar archive: {error}") from error
     if counted.tail != bytes(512):
         raise BadImage(f"Invalid image {name}: truncated, the tar archive's end is missing")
-    return checker.survey
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
@@ -199,23 +220,15 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         yield member
 
 
-def _stored_bytes(member: tarfile.TarInfo) -> int:
+def stored_bytes(member: tarfile.TarInfo) -> int:
     """What a member takes on disk: of a sparse one only its data (lastlog is 300 GB long and has some kB)."""
     sparse: list[tuple[int, int]] | None = getattr(member, "sparse", None)
     return sum(length for _, length in sparse) if sparse is not None else member.size
 
 
 def _check_member(checker: Checker, tar: tarfile.TarFile, member: tarfile.TarInfo, *, metadata: bool) -> None:
-    size_bytes = _stored_bytes(member) if member.isreg() else 0
-    checker.count(size_bytes)
-    path = checker.place(member.name, directory=member.isdir())
-    if not (member.isreg() or member.isdir() or member.issym() or member.islnk() or member.isdev()):
-        raise checker.bad(member.name, f"is of a kind ({member.type!r}) that is not known")
-    if member.islnk():
-        checker.link(member.name, member.linkname)
-    if member.issym() and _CONTROL.search(member.linkname):
-        raise checker.bad(member.name, "is a link to a name with control characters")
-    checker.survey.devices += member.ischr() or member.isblk()
+    size_bytes = stored_bytes(member) if member.isreg() else 0
+    path = checker.enter(member, size_bytes)
     checker.note(path, size_bytes)
     if metadata:
         _check_layout(checker, path, member)

@@ -110,7 +110,9 @@ class Actions:
 
     async def _delete_record(self, args: Args, _progress: Progress) -> None:
         snapshots, path = self._registry.snapshots, (args["project"], args["name"])
+        backups = self._registry.backups  # their files are swept, as no document names them any more
         ops = [snapshots.delete_op(document.path) for document in snapshots.list(*path)]
+        ops += [backups.delete_op(document.path) for document in backups.list(*path)]
         await self._registry.instances.txn([*ops, self._registry.instances.delete_op(path)])
 
     async def _forget_runtime(self, args: Args, _progress: Progress) -> None:
@@ -254,10 +256,13 @@ class Actions:
         )
 
     def _move_snapshots(self, old: tuple[str, ...], new: tuple[str, str]) -> list[Put | Delete]:
-        """The operations that give an instance's snapshots its new name."""
+        """The operations that give an instance's snapshots and backups its new name."""
         snapshots, ops = self._registry.snapshots, list[Put | Delete]()
         for document in snapshots.list(*old):
             instance = msgspec.structs.replace(document.value.instance, name=new[1])
             moved = msgspec.structs.replace(document.value, instance=instance)
             ops += [snapshots.delete_op(document.path), snapshots.put((*new, moved.name), moved)]
+        backups = self._registry.backups
+        for backup in backups.list(*old):
+            ops += [backups.delete_op(backup.path), backups.put((*new, backup.value.name), backup.value)]
         return ops

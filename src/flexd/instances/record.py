@@ -97,6 +97,17 @@ class SnapshotRecord(Struct):
         return f"{base}/snapshots/{self.name}" + (f"?{query}" if query else "")
 
 
+class BackupRecord(Struct):
+    """The document `/instance-backups/PROJECT/INSTANCE/NAME`; `file` is its name in the directory of backups, which
+    stays when backup or instance are renamed."""
+
+    name: str
+    file: str
+    created_at: datetime = ZERO_TIME
+    expires_at: datetime = ZERO_TIME
+    instance_only: bool = False
+
+
 class ProfileRecord(Struct):
     """The document `/profiles/PROJECT/NAME`."""
 

@@ -4,10 +4,12 @@
 from collections.abc import Iterable, Sequence
 
 from flexd.api.instance import Instance
+from flexd.api.instance_backup import InstanceBackup
 from flexd.api.instance_snapshot import InstanceSnapshot
 from flexd.api.profile import Profile
 from flexd.api.times import ZERO_TIME
 from flexd.instances.record import (
+    BackupRecord,
     DeviceEntries,
     Expanded,
     InstanceNotFound,
@@ -30,6 +32,7 @@ class Registry:
         self.instances = Documents(mirror, "instances", InstanceRecord)
         self.profiles = Documents(mirror, "profiles", ProfileRecord)
         self.snapshots = Documents(mirror, "instance-snapshots", SnapshotRecord)
+        self.backups = Documents(mirror, "instance-backups", BackupRecord)
 
     def find(self, project: str, name: str) -> Document[InstanceRecord]:
         document = self.instances.get(project, name)
@@ -50,6 +53,11 @@ class Registry:
         """Oldest first."""
         found = [document.value for document in self.snapshots.list(record.project, record.name)]
         return sorted(found, key=lambda snapshot: (snapshot.created_at, snapshot.name))
+
+    def backups_of(self, record: InstanceRecord) -> list[BackupRecord]:
+        """Oldest first."""
+        found = [document.value for document in self.backups.list(record.project, record.name)]
+        return sorted(found, key=lambda backup: (backup.created_at, backup.name))
 
     def all_instances(self, project: str | None = None) -> list[InstanceRecord]:
         documents = self.instances.list() if project is None else self.instances.list(project)
@@ -143,6 +151,16 @@ def show_snapshot(record: SnapshotRecord, expanded: Expanded) -> InstanceSnapsho
         last_used_at=ZERO_TIME,
         stateful=record.stateful,
         size=-1,
+    )
+
+
+def show_backup(record: BackupRecord) -> InstanceBackup:
+    return InstanceBackup(
+        name=record.name,
+        created_at=record.created_at,
+        expires_at=record.expires_at,
+        instance_only=record.instance_only,
+        container_only=record.instance_only,
     )
 
 

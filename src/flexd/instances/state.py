@@ -16,7 +16,7 @@ from flexd.api.instance_state import (
 from flexd.host.contract import CgroupStats, Host, Link, LinkCounters
 from flexd.instances.lifecycle import Lifecycle
 from flexd.instances.record import InstanceRecord
-from flexd.instances.registry import STATUS_CODES, Registry, show_instance, show_snapshot
+from flexd.instances.registry import STATUS_CODES, Registry, show_backup, show_instance, show_snapshot
 from flexd.runtime.contract import RunningContainer
 from flexd.storage.pools import Pools
 
@@ -49,6 +49,7 @@ class States:
                 show_snapshot(snapshot, self._registry.expand_past(snapshot.instance))
                 for snapshot in self._registry.snapshots_of(record)
             ]
+            full.backups = [show_backup(backup) for backup in self._registry.backups_of(record)]
             shown.append(full)
         return shown
 

@@ -9,6 +9,8 @@ from flexd.host.contract import Host
 from flexd.images.images import Images
 from flexd.instances.backup_import import BackupImport
 from flexd.instances.backups import Backups
+from flexd.instances.backup_import import BackupImport
+from flexd.instances.backups import Backups
 from flexd.instances.console import Console
 from flexd.instances.exec import Exec
 from flexd.instances.files import Files
@@ -52,6 +54,8 @@ class Services:
     console: Console
     files: Files
     logs: Logs
+    backups: Backups
+    backup_import: BackupImport
     backups: Backups
     backup_import: BackupImport
     metadata: Metadata

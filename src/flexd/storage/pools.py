@@ -279,6 +279,17 @@ class Pools:
         await self.driver(ref.pool).create_from_tree(ref.kind, ref.name, fill, size_bytes=size_bytes)
         await self._note(VolumeRecord(_name(ref, project), ref.pool, ref.kind, project, created_at=now()))
 
+    async def refresh_from_tree(self, ref: VolumeRef, fill: Unpack) -> None:
+        """Make a volume, not in use, equal to what the caller writes into an empty directory; what did not change it
+        goes on sharing with its snapshots."""
+        driver = self.driver(ref.pool)
+        scratch = scratch_of(ref).name
+        try:
+            await driver.create_from_tree(ref.kind, scratch, fill, size_bytes=0)
+            await driver.refresh_volume(ref.kind, ref.name, lambda idmap: driver.view(ref.kind, scratch, idmap))
+        finally:
+            await driver.delete_volume(ref.kind, scratch)
+
     async def delete_volume(self, ref: VolumeRef) -> None:
         """Remove a volume, its snapshots and their documents; a pool that is gone has none."""
         if self._records.get(ref.pool) is None:
@@ -488,6 +499,11 @@ class Pools:
         new = msgspec.structs.replace(document.value, name=name)
         if new != document.value:
             await self._volumes.txn([self._volumes.delete_op(document.path), self._volumes.put(_path(new), new)])
+
+
+def scratch_of(ref: VolumeRef) -> VolumeRef:
+    """What `refresh_from_tree` makes for a while, and leaves if the daemon is killed meanwhile."""
+    return VolumeRef(ref.pool, ref.kind, f"{ref.name}.scratch")
 
 
 def _path(record: VolumeRecord) -> tuple[str, str, str, str]:

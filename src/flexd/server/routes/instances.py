@@ -5,8 +5,8 @@ from typing import TypeVar
 
 from aiohttp import web
 
-from flexd.api.errors import BadRequest
 from flexd.api.instance import Instance, InstanceFull, InstancePost, InstancePut, InstanceRebuildPost, InstancesPost, InstancesPut
+from flexd.instances.backup_import import parse_overrides
 from flexd.server import responses
 from flexd.server.call import Call
 from flexd.server.decode import narrow
@@ -42,7 +42,10 @@ async def list_instances(call: Call) -> web.Response:
 
 async def create_instance(call: Call) -> web.Response:
     if call.request.headers.get("Content-Type") == "application/octet-stream":
-        raise BadRequest("Failed creating instance: importing a backup is not supported")
+        given = {name: call.header(name) or "" for name in ("name", "pool", "devices", "config")}
+        body = call.request.content.iter_any()
+        imported = await call.services.backup_import.create(call.project, body, parse_overrides(given))
+        return responses.background(imported.render())
     post = await call.body(InstancesPost)
     operation = await call.services.instances.create(call.project, post)
     return responses.background(operation.render())

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading a backup of an instance from end to end before anything of it is written, by the rules for images.
+
+Blocking, pure; called in threads while a decompressor feeds the stream.
+"""
+
+import re
+import tarfile
+from typing import BinaryIO
+
+from msgspec import Struct, field
+
+from flexd.images.contract import BadImage
+from flexd.images.survey import Checker, Limits, Survey, read_members, stored_bytes
+
+INDEX = "backup/index.yaml"
+# With hundreds of snapshots an index has some hundred KiB.
+INDEX_BYTES = 8 << 20
+_KEPT_BYTES = 1 << 20
+_ROOTFS = re.compile(r"(backup/container|backup/snapshots/[^/]+)/rootfs(/.*)?")
+_KEPT = re.compile(r"(backup/container|backup/snapshots/[^/]+)/(metadata\.yaml|backup\.yaml|templates/[^/]+)")
+
+
+class BackupSurvey(Struct):
+    """`files`: metadata.yaml, backup.yaml and templates by their paths. `roots`: the directories with a root file
+    system in them."""
+
+    survey: Survey
+    index: bytes = b""
+    files: dict[str, bytes] = field(default_factory=dict)
+    roots: set[str] = field(default_factory=set)
+
+
+class _BackupChecker(Checker):
+    """Several root file systems; hard links stay in their own."""
+
+    def in_rootfs(self, path: str) -> bool:
+        return _root_of(path) is not None
+
+    def link(self, member: str, target: str) -> None:
+        super().link(member, target)
+        if _root_of(self.inside(member, target)) != _root_of(self.inside(member, member)):
+            raise self.bad(member, "is a hard link across root file systems")
+
+
+def _root_of(path: str) -> str | None:
+    match = _ROOTFS.fullmatch(path)
+    return None if match is None else match[1]
+
+
+def read_index(stream: BinaryIO, name: str) -> bytes:
+    """index.yaml, which comes first."""
+    try:
+        with tarfile.open(fileobj=stream, mode="r|", bufsize=1 << 18) as tar:
+            member = tar.next()
+            if member is None or member.name.removeprefix("./") != INDEX or not member.isreg():
+                raise BadImage(f"Invalid image {name}: it does not begin with {INDEX}, so it is no backup")
+            if member.size > INDEX_BYTES:
+                raise BadImage(f"Invalid image {name}: {INDEX} has more than {INDEX_BYTES} bytes")
+            file = tar.extractfile(member)
+            return file.read() if file is not None else b""
+    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+        raise BadImage(f"Invalid image {name}: not a whole tar archive: {error}") from error
+
+
+def survey_backup(stream: BinaryIO, name: str, size_bytes: int, limits: Limits) -> BackupSurvey:
+    """Check every member."""
+    checker = _BackupChecker(name, size_bytes, limits, rootfs=False)
+    found = BackupSurvey(checker.survey)
+
+    def visit(tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+        _check_member(checker, tar, member, found)
+
+    read_members(stream, name, checker, visit)
+    if not found.index:
+        raise BadImage(f"Invalid image {name}: {INDEX} is missing")
+    return found
+
+
+def _check_member(checker: Checker, tar: tarfile.TarFile, member: tarfile.TarInfo, found: BackupSurvey) -> None:
+    size_bytes = stored_bytes(member) if member.isreg() else 0
+    path = checker.enter(member, size_bytes)
+    checker.note(path, size_bytes)
+    root = _ROOTFS.fullmatch(path)
+    if root is not None and not root[2]:
+        if not member.isdir():
+            raise checker.bad(member.name, "must be a directory")
+        found.roots.add(root[1])
+    if root is None and not (member.isdir() or member.isreg()):
+        raise checker.bad(member.name, "must be a plain file")
+    if path == INDEX and member.isreg():
+        found.index = _content(checker, tar, member, INDEX_BYTES)
+    elif _KEPT.fullmatch(path) and member.isreg():
+        limit = INDEX_BYTES if path.endswith("/backup.yaml") else _KEPT_BYTES
+        found.files[path] = _content(checker, tar, member, limit)
+
+
+def _content(checker: Checker, tar: tarfile.TarFile, member: tarfile.TarInfo, limit_bytes: int) -> bytes:
+    if member.size > limit_bytes:
+        raise checker.bad(member.name, f"has {member.size} bytes, more than {limit_bytes}")
+    file = tar.extractfile(member)
+    return file.read() if file is not None else b""
