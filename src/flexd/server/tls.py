@@ -116,7 +116,8 @@ class TlsConnection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        self.address = str((transport.get_extra_info("peername") or ("",))[0])
+        # A socket for both families shows IPv4 addresses inside of IPv6 ones.
+        self.address = str((transport.get_extra_info("peername") or ("",))[0]).removeprefix("::ffff:")
         self._layer.observer.opened(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - the contract of BufferedProtocol

@@ -464,3 +464,21 @@ async def test_openssl_is_asked_for_a_certificate_and_names_no_authority(network
     out, _ = await process.communicate()
     assert b"No client certificate CA names sent" in out
     assert b"Server public key is 384 bit" in out
+
+
+async def test_a_raw_upgrade(busy: Client, tmp_path: Path) -> None:
+    """The `incus` client's sftp: the connection is no longer HTTP."""
+    (tmp_path / "clients").mkdir()
+    async with network_of(busy, tmp_path / "clients") as network:
+        holder = make()
+        await network.trust(holder)
+        context = await asyncio.to_thread(holder.context, network.directory)
+        host, _, port = network.address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port), ssl=context)
+        writer.write(b"GET /1.0/instances/c1/sftp HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: sftp\r\n\r\n")
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 101 ")
+        writer.write(b"\0\0\0\5\1\0\0\0\3")  # SSH_FXP_INIT, version 3
+        length = int.from_bytes(await reader.readexactly(4), "big")
+        assert (await reader.readexactly(length))[0] == 2  # SSH_FXP_VERSION
+        writer.close()

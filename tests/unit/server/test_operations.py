@@ -92,7 +92,9 @@ async def test_waiting_with_a_timeout_shows_the_operation_as_it_is(busy: Client)
     assert (wrong.status, wrong.error) == (400, 'Invalid timeout "x": expected a whole number')
 
 
-@pytest.mark.parametrize(("method", "path"), [("GET", ""), ("DELETE", ""), ("GET", "/wait"), ("GET", "/websocket?secret=x")])
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", ""), ("DELETE", ""), ("GET", "/wait"), ("GET", "/websocket?secret=x")]
+)
 async def test_no_such_operation(client: Client, method: str, path: str) -> None:
     answer = await client.call(method, f"/1.0/operations/nope{path}")
     assert (answer.status, answer.error) == (404, "Operation not found")
