@@ -157,8 +157,9 @@ class Driver(Protocol):
     # Snapshots hold a volume's content, not its size. They go, and are renamed, with their volume.
 
     async def create_snapshot(self, kind: VolumeKind, name: str, snapshot: str, *, live: bool = False) -> None:
-        """Keep what the volume holds now. `live`: somebody may be writing (a running container, which the caller has
-        frozen or not); then the driver must not rearrange what is mounted. Not live: unmounts the volume."""
+        """Keep what the volume holds now. `live`: it is in use (a running container), and what is mounted stays. Except
+        on btrfs the files are then copied: the caller freezes the container, else a file that vanishes meanwhile is an
+        error. Not live: may unmount the volume."""
         ...
 
     async def delete_snapshot(self, kind: VolumeKind, name: str, snapshot: str) -> None:
@@ -222,7 +223,8 @@ class Driver(Protocol):
         self, kind: VolumeKind, name: str, idmap: IdMap, *, snapshot: str | None = None, live: bool = False
     ) -> AbstractAsyncContextManager[Path]:
         """A volume or a snapshot as a read-only tree for the time of the block, ids as host ids under this map (empty:
-        as an image has them), for copies and backups. Of a volume, a view of one moment: a snapshot nobody sees."""
+        as an image has them), for copies and backups. Of a volume, a view of one moment: a snapshot nobody sees. Only
+        where that would be a whole copy (dir, custom volumes) it is the volume itself, as it changes."""
         ...
 
     async def settle(self) -> None:
