@@ -14,7 +14,7 @@ mask systemd-modules-load.service modprobe@.service kmod-static-nodes.service sy
     systemd-tmpfiles-setup-dev.service systemd-tmpfiles-setup-dev-early.service systemd-update-utmp-runlevel.service \
     sys-kernel-debug.mount sys-kernel-tracing.mount sys-kernel-config.mount sys-fs-fuse-connections.mount \
     proc-sys-fs-binfmt_misc.automount systemd-binfmt.service dev-hugepages.mount systemd-pstore.service \
-    systemd-udev-load-credentials.service systemd-networkd-persistent-storage.service
+    systemd-udev-load-credentials.service systemd-networkd-persistent-storage.service systemd-journald-audit.socket
 forget getty@tty1.service apt-daily.timer apt-daily-upgrade.timer remote-fs.target systemd-pstore.service fstrim.timer
 
 # Each generator is a process at every boot; these look for disks and kernel arguments.
