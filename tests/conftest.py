@@ -1,10 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures for every test: nothing in flexd may block the event loop."""
 
+import signal
 from collections.abc import Iterator
 
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
+
+
+@pytest.fixture(autouse=True, scope="session")
+def hangups_count() -> None:
+    """Tests may be run by nohup(1); what they start would ignore SIGHUP as well."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

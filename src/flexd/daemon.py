@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from flexd.api.errors import FlexdError
@@ -77,6 +78,7 @@ from flexd.server.password import Guesses
 from flexd.server.services import Services
 from flexd.server.tokens import Tokens
 from flexd.server.trust import Certificates
+from flexd.server.warnings import Warnings, broken_networks, broken_pools, lacking
 from flexd.storage.pools import Pools
 from flexd.storage.volume_snapshots import VolumeSnapshots
 from flexd.storage.volumes import Volumes
@@ -145,6 +147,12 @@ class Daemon:
         self.devices = Devices(parts)
         self.registry = Registry(mirror)
         self._compose_instances(terminals, locks, features)
+        sources = (
+            partial(lacking, features),
+            partial(broken_pools, self.pools),
+            partial(broken_networks, self.networks),
+        )
+        self.warnings = Warnings(mirror=mirror, events=events, sources=sources)
         self._server: Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -418,6 +426,7 @@ class Daemon:
             rebuild=self.rebuild,
             publishing=self.publishing,
             profiles=self.profiles,
+            warnings=self.warnings,
             snapshots=self.snapshots,
             images=self.images,
             networks=self.networks,
@@ -452,6 +461,7 @@ class Daemon:
         await self.guest_server.start(self.directory / _GUEST_DIRECTORY)
         resume = self.lifecycle.resume(gone, host_rebooted=host_rebooted)
         self._tasks.append(asyncio.create_task(resume, name="resume instances"))
+        await self.warnings.refresh()
         self._tasks.append(asyncio.create_task(self._keep_time(), name="keep time"))
         self._tasks.append(asyncio.create_task(self.upkeep.run(), name="upkeep of images"))
 
@@ -461,6 +471,7 @@ class Daemon:
             await asyncio.sleep(60 - time.time() % 60)
             minute = now().replace(second=0, microsecond=0)
             try:
+                await self.warnings.refresh()
                 await self.snapshots.run_schedule(minute)
                 await self.backups.run_schedule(minute)
                 await self.volume_snapshots.run_schedule(minute)
@@ -605,6 +616,8 @@ def main() -> None:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
+    # nohup(1) has the daemon ignore hangups; what it starts would inherit that, container inits included.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     directory = Path(os.environ.get("FLEXD_DIR") or DEFAULT_DIRECTORY)
     if os.geteuid() != 0:
         sys.exit("Error: flexd must run as root: it makes mounts, network devices and user namespaces")

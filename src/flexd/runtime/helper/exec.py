@@ -29,8 +29,9 @@ def serve(library: Library, connection: socket.socket, stdio: tuple[int, int, in
 
 def _default_signals() -> None:
     """What is ignored stays ignored through execve(2): neither Python's choice nor the helper's is the command's."""
-    for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
-        signal.signal(number, signal.SIG_DFL)
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _wait(connection: socket.socket, pid: int) -> int:
