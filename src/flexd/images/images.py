@@ -232,6 +232,7 @@ class Images:
 
     def create_from(self, project: str, post: ImagesPost, fetch: Fetch) -> Operation:
         """From whatever can write an image's files."""
+        self._aliases.check_free(project, [alias.name for alias in post.aliases])
 
         async def run(operation: Operation) -> Mapping[str, Any]:
             incoming = await self._depot.incoming()

@@ -1,26 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows of the server's configuration that images and their downloads read."""
 
-import shutil
 from collections.abc import Callable
+from functools import partial
 
 from flexd.api.architectures import canonical_architecture
 from flexd.api.keys import Key
+from flexd.images.compress import algorithm_fault
 
 Settings = Callable[[str], str]
 """A key's value, or its row's default."""
-
-COMPRESSIONS = ("bzip2", "gzip", "lz4", "lzma", "xz", "zstd", "none")
-
-
-def _algorithm_fault(value: str) -> str | None:
-    """A program with its options (`zstd -9`), as LXD takes it; squashfs makes a split image."""
-    program = value.split()[0] if value.split() else value
-    if program not in (*COMPRESSIONS, "squashfs"):
-        return f'compression algorithm "{program}" is not known (expected one of {", ".join(COMPRESSIONS)}, squashfs)'
-    if program != "none" and shutil.which("mksquashfs" if program == "squashfs" else program) is None:
-        return f'compression algorithm "{program}": this host has no such program'
-    return None
 
 
 def _architecture_fault(value: str) -> str | None:
@@ -56,7 +45,7 @@ KEYS = (
         "images.compression_algorithm",
         default="gzip",
         description="How published images are compressed: a program, with options (`zstd -9`), none, or squashfs",
-        check=_algorithm_fault,
+        check=partial(algorithm_fault, squashfs=True),
     ),
     Key(
         "images.default_architecture",

@@ -17,7 +17,7 @@ from flexd.api.instance_backup import InstanceBackup, InstanceBackupPost, Instan
 from flexd.api.keys import Key
 from flexd.api.times import ZERO_TIME, now
 from flexd.host.contract import Host
-from flexd.images.compress import algorithm_fault, check_algorithm, compressor
+from flexd.images.compress import Compressor, algorithm_fault, find_compressor
 from flexd.images.pack import Folder, Packer, Part, Text, Tree
 from flexd.instances.backup_format import Source, render_backup, render_index
 from flexd.instances.metadata import MetadataDocuments, MetadataRecord
@@ -128,10 +128,10 @@ class Backups:
 
     # --- making ---
 
-    def create(self, project: str, name: str, post: InstanceBackupsPost) -> Operation:
+    async def create(self, project: str, name: str, post: InstanceBackupsPost) -> Operation:
         record = self._registry.instance(project, name)
         algorithm = post.compression_algorithm or self._settings("backups.compression_algorithm")
-        check_algorithm(algorithm)
+        program = await asyncio.to_thread(find_compressor, algorithm)
         if post.optimized_storage:
             driver = self._pools.record(record.pool).driver
             raise BadRequest(
@@ -145,7 +145,7 @@ class Backups:
 
         async def run(operation: Operation) -> None:
             try:
-                await self._create(record, backup, post, algorithm, operation.progress)
+                await self._create(record, backup, post, program, operation.progress)
             finally:
                 self._under_way.discard(reserved)
 
@@ -164,7 +164,7 @@ class Backups:
             raise Conflict(f'Backup "{record.name}/{backup}" already exists')
 
     async def _create(
-        self, record: InstanceRecord, backup: str, post: InstanceBackupsPost, algorithm: str, progress: Progress
+        self, record: InstanceRecord, backup: str, post: InstanceBackupsPost, program: Compressor, progress: Progress
     ) -> None:
         alone = post.instance_only or post.container_only
         incoming = self._directory / f"{INCOMING}{secrets.token_hex(8)}"
@@ -172,7 +172,7 @@ class Backups:
         async with self._stills.hold(record.project, record.name, snapshots=not alone) as still:
             total_bytes = await self._size(still)
             tick = Meter(progress, "create_backup", "Backing up", total_bytes).tick
-            await self._packer.pack(self._parts(still), incoming, compressor(algorithm), tick)
+            await self._packer.pack(self._parts(still), incoming, program, tick)
         made = BackupRecord(
             backup, incoming.name.removeprefix(INCOMING), created_at, post.expires_at or ZERO_TIME, alone
         )

@@ -14,7 +14,7 @@ from flexd.api.errors import BadRequest
 from flexd.api.image import ImageMetadata, ImagesPost
 from flexd.api.units import format_size
 from flexd.host.contract import Host
-from flexd.images.compress import SQUASHFS, check_algorithm, compressor
+from flexd.images.compress import SQUASHFS, Compressor, find_compressor
 from flexd.images.depot import Known
 from flexd.images.images import Images
 from flexd.images.incoming import Incoming
@@ -53,12 +53,12 @@ class Publishing:
         self._packer = packer
         self._settings = settings
 
-    def publish(self, project: str, post: ImagesPost) -> Operation:
+    async def publish(self, project: str, post: ImagesPost) -> Operation:
         assert post.source is not None
         if not post.source.name:
             raise BadRequest("No source provided")
         algorithm = post.compression_algorithm or self._settings("images.compression_algorithm")
-        check_algorithm(algorithm, squashfs=True)
+        program = await asyncio.to_thread(find_compressor, algorithm, squashfs=True)
         name, _, snapshot = post.source.name.partition("/")
         if (post.source.type == "snapshot") != bool(snapshot):
             raise BadRequest(f'Invalid image source: "{post.source.name}" is not the name of a {post.source.type}')
@@ -66,7 +66,7 @@ class Publishing:
             self._registry.find_snapshot(project, name, snapshot)
         else:
             self._check_stopped(project, name)
-        return self._images.create_from(project, post, _Publication(self, project, name, snapshot, post, algorithm))
+        return self._images.create_from(project, post, _Publication(self, project, name, snapshot, post, program))
 
     def _check_stopped(self, project: str, name: str) -> None:
         if self._lifecycle.running(self._registry.instance(project, name)) is not None:
@@ -79,7 +79,7 @@ class Publishing:
         return self._stills.hold(project, name)
 
     async def write(
-        self, still: Still, post: ImagesPost, algorithm: str, incoming: Incoming, progress: Progress
+        self, still: Still, post: ImagesPost, program: Compressor, incoming: Incoming, progress: Progress
     ) -> Known:
         """Write the files of the image; returns what they say."""
         assert still.tree is not None
@@ -88,14 +88,14 @@ class Publishing:
         total_bytes = await self._host.files.disk_usage(still.tree)
         about: list[Part] = [Text("metadata.yaml", render_metadata(metadata), mtime=metadata.creation_date)]
         about += template_parts(kept, metadata.creation_date)
-        if algorithm.split()[0] == SQUASHFS:
+        if program.name == SQUASHFS:
             progress({f"{_PROGRESS}_progress": "Image pack: squashfs"})
             await self._packer.squash(still.tree, incoming.rootfs)
-            await self._packer.pack(about, incoming.metadata, compressor("xz"), lambda _bytes: None)
+            small = await asyncio.to_thread(find_compressor, "gzip")
+            await self._packer.pack(about, incoming.metadata, small, lambda _bytes: None)
             await incoming.adopt()
         else:
             tick = Meter(progress, _PROGRESS, "Image pack", total_bytes).tick
-            program = compressor(algorithm)
             parts = [*about, Tree(still.tree, "rootfs")]
             packed = await self._packer.pack(parts, incoming.metadata, program, tick)
             incoming.packed(packed.fingerprint, packed.size_bytes)
@@ -108,14 +108,14 @@ class _Publication:
     description = "Publishing instance"
 
     def __init__(
-        self, publishing: Publishing, project: str, name: str, snapshot: str, post: ImagesPost, algorithm: str
+        self, publishing: Publishing, project: str, name: str, snapshot: str, post: ImagesPost, program: Compressor
     ) -> None:
         self._publishing, self._where = publishing, (project, name, snapshot)
-        self._post, self._algorithm = post, algorithm
+        self._post, self._program = post, program
 
     async def into(self, incoming: Incoming, progress: Progress) -> Fetched:
         async with self._publishing.still(*self._where) as still:
-            known = await self._publishing.write(still, self._post, self._algorithm, incoming, progress)
+            known = await self._publishing.write(still, self._post, self._program, incoming, progress)
         return Fetched(_PROGRESS, known=known)
 
 

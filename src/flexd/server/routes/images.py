@@ -85,7 +85,7 @@ async def _upload_or_fetch(call: Call) -> Operation:
     if first.lstrip()[:1] == b"{":
         post = decode(await _rest(call.request, first), ImagesPost)
         if post.source is not None and post.source.type in KINDS:
-            return call.services.publishing.publish(post.source.project or call.project, post)
+            return await call.services.publishing.publish(post.source.project or call.project, post)
         return await images.create_from_source(call.project, post)
     headers = parse_upload_headers(call.request.headers)
     return await images.create_from_upload(call.project, _chunks(call.request, first), headers, multipart=False)

@@ -21,7 +21,7 @@ async def list_backups(call: Call) -> web.Response:
 
 async def create_backup(call: Call) -> web.Response:
     post = await call.body(InstanceBackupsPost)
-    operation = call.services.backups.create(call.project, instance_name(call), post)
+    operation = await call.services.backups.create(call.project, instance_name(call), post)
     return responses.background(operation.render())
 
 
