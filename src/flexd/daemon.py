@@ -6,9 +6,6 @@ The only module that imports everything; nothing imports it.
 
 import argparse
 import asyncio
-import contextlib
-import fcntl
-import hashlib
 import logging
 import os
 import signal
@@ -63,6 +60,7 @@ from flexd.operations.events import EventLogHandler, Events
 from flexd.operations.journal import Journal
 from flexd.operations.locks import Locks
 from flexd.operations.operations import Operations
+from flexd.place import GUEST_DIRECTORY, daemon_id, lock_directory, make_directories, noticed_reboot, tell_systemd
 from flexd.runtime.contract import Runtime
 from flexd.runtime.lxc import LxcRuntime
 from flexd.server.app import Server
@@ -88,15 +86,8 @@ from flexd.store.sqlite import SqliteStore
 log = logging.getLogger("flexd")
 
 DEFAULT_DIRECTORY = "/var/lib/flexd"
-# Bound into every container; LXD's name.
-_GUEST_DIRECTORY = "devlxd"
 # Which signal means what: SIGPWR is what an init sends when the host goes down (LXD's word too), SIGTERM only ends us.
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-
-def daemon_id(directory: Path) -> str:
-    """Short and stable: tells this daemon's host-wide names from those of another one on the same machine."""
-    return hashlib.blake2s(os.fsencode(directory), digest_size=4).hexdigest()
 
 
 class Daemon:
@@ -192,7 +183,7 @@ class Daemon:
         confinement = Confinement(
             host=self._host,
             directory=self.directory / "security",
-            guest_directory=self.directory / _GUEST_DIRECTORY,
+            guest_directory=self.directory / GUEST_DIRECTORY,
             kernel_architecture=features.kernel_architecture,
         )
         self.metadata_documents = MetadataDocuments(mirror, registry, self.images)
@@ -458,7 +449,7 @@ class Daemon:
         gone = await self.lifecycle.adopt()
         await self.ports.announce_all()
         # Before containers start: cloud-init asks early.
-        await self.guest_server.start(self.directory / _GUEST_DIRECTORY)
+        await self.guest_server.start(self.directory / GUEST_DIRECTORY)
         resume = self.lifecycle.resume(gone, host_rebooted=host_rebooted)
         self._tasks.append(asyncio.create_task(resume, name="resume instances"))
         await self.warnings.refresh()
@@ -506,7 +497,7 @@ class Daemon:
 
 async def open_daemon(directory: Path, *, host: Host, runtime: Runtime, terminals: Terminals) -> Daemon:
     """A daemon on its directory, not yet started."""
-    await asyncio.to_thread(_make_directories, directory)
+    await asyncio.to_thread(make_directories, directory)
     directory = await asyncio.to_thread(directory.resolve)
     database = directory / "database"
     store = await SqliteStore.open(database / "config.db")
@@ -522,45 +513,6 @@ async def open_daemon(directory: Path, *, host: Host, runtime: Runtime, terminal
         events=Events(),
         identity=await Identity.open(directory),
     )
-
-
-def _make_directories(directory: Path) -> None:
-    # 0711: containers' roots pass through here on their way in; nobody but root may look around (as LXD's own).
-    directory.mkdir(parents=True, exist_ok=True, mode=0o711)
-    directory.chmod(0o711)
-    for name, mode in (
-        ("database", 0o700),
-        ("logs", 0o700),
-        ("images", 0o700),
-        ("devices", 0o711),
-        (_GUEST_DIRECTORY, 0o755),
-    ):
-        (directory / name).mkdir(exist_ok=True, mode=mode)
-
-
-def _lock_directory(directory: Path) -> int:
-    """Hold the directory for this process; two daemons on one would undo each other's work."""
-    directory.mkdir(parents=True, exist_ok=True, mode=0o711)
-    fd = os.open(directory / "flexd.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(fd)
-        raise FlexdError(f"Failed starting on {directory}: another daemon uses it") from error
-    return fd
-
-
-async def _noticed_reboot(directory: Path, host: Host) -> bool:
-    """Whether the host was booted since the daemon last ran here."""
-    path = directory / "boot_id"
-    current = await host.machine.boot_id()
-
-    def exchange() -> str | None:
-        known = path.read_text() if path.exists() else None
-        path.write_text(current)
-        return known
-
-    return await asyncio.to_thread(exchange) != current
 
 
 async def run(directory: Path, group: str) -> None:
@@ -583,26 +535,16 @@ async def run(directory: Path, group: str) -> None:
     logging.getLogger().addHandler(EventLogHandler(daemon.events))
     socket_path = directory / "unix.socket"
     try:
-        await daemon.start(host_rebooted=await _noticed_reboot(directory, host))
+        await daemon.start(host_rebooted=await noticed_reboot(directory, host))
         await daemon.serve(socket_path, group)
         log.info("ready on %s", socket_path)
-        _tell_systemd("READY=1")
+        tell_systemd("READY=1")
         if await stop == signal.SIGPWR:
             log.info("the host goes down: stopping all instances")
             await daemon.lifecycle.shut_down_all()
     finally:
         await daemon.close()
         await host.close()
-
-
-def _tell_systemd(state: str) -> None:
-    """sd_notify(3), where systemd asks for it."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if address:
-        import socket
-
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
-            notify.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
 
 
 def main() -> None:
@@ -622,7 +564,7 @@ def main() -> None:
     if os.geteuid() != 0:
         sys.exit("Error: flexd must run as root: it makes mounts, network devices and user namespaces")
     try:
-        lock = _lock_directory(directory)
+        lock = lock_directory(directory)
         asyncio.run(run(directory, arguments.group))
         os.close(lock)
     except FlexdError as error:

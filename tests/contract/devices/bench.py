@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from flexd.api import resources as api
-from flexd.daemon import daemon_id
 from flexd.devices.contract import DeviceContext, Kind, Parts
 from flexd.devices.devices import Devices
 from flexd.devices.hotplug import Hotplug
@@ -21,6 +20,7 @@ from flexd.network.networks import Networks
 from flexd.operations.events import Events
 from flexd.operations.journal import Journal
 from flexd.operations.locks import Locks
+from flexd.place import daemon_id
 from flexd.runtime.contract import RunningContainer, Runtime
 from flexd.runtime.fake import FakeRuntime
 from flexd.runtime.lxc import LxcRuntime
