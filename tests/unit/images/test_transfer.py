@@ -48,7 +48,7 @@ def test_keyrings(setting: str, host: str, expected: str) -> None:
     [
         ("images.compression_algorithm", "gzip -9", None),
         ("images.compression_algorithm", "none", None),
-        ("images.compression_algorithm", "rm -rf /", 'compression algorithm "rm" is not known'),
+        ("images.compression_algorithm", "rm -rf /", "expected one of"),
         ("images.default_architecture", "arm64", None),
         ("images.default_architecture", "pdp11", 'architecture "pdp11" is not known'),
         ("images.remote_cache_expiry", "-1", "expected 0 or more"),
