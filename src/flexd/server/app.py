@@ -14,6 +14,7 @@ from functools import partial
 from importlib.metadata import version
 
 from aiohttp import hdrs, web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from flexd.api.units import is_true
 from flexd.operations.context import current_requestor
@@ -46,6 +47,21 @@ _LINGER_S = 1.0
 _started: ContextVar[web.StreamResponse | None] = ContextVar("started", default=None)
 _OPEN_SOCKETS = web.AppKey("open_sockets", OpenSockets)
 _CONNECTIONS = web.AppKey("connections", Connections)
+
+
+class _Brief(logging.Filter):
+    """What is no HTTP is its sender's affair: a line for those who debug, and not a page in the log for each."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        failure = record.exc_info[1] if record.exc_info else None
+        if isinstance(failure, HttpProcessingError):
+            log.debug("a request that is no HTTP: %.200s", failure)
+            return False
+        return True
+
+
+_http_log = logging.getLogger(f"{__name__}.http")
+_http_log.addFilter(_Brief())
 
 
 def endpoints() -> list[Endpoint]:
@@ -182,6 +198,7 @@ class Server:
             build_app(services),
             handle_signals=False,
             access_log=None,
+            logger=_http_log,
             max_line_size=_MAX_LINE_BYTES,
             max_field_size=_MAX_LINE_BYTES,
             shutdown_timeout=_SHUTDOWN_S,

@@ -69,9 +69,11 @@ async def test_a_path_without_end(network: Network) -> None:
         b"POST /1.0/certificates HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
     ],
 )
-async def test_what_is_no_request(network: Network, request_bytes: bytes) -> None:
+async def test_what_is_no_request(network: Network, request_bytes: bytes, caplog: pytest.LogCaptureFixture) -> None:
     answer = await say(network, request_bytes)
     assert b" 400 " in answer.partition(b"\r\n")[0], answer[:100]
+    # Nobody fills the log that way.
+    assert [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == []
 
 
 async def test_a_stranger_that_pipelines(network: Network) -> None:
