@@ -105,8 +105,9 @@ class Files(Protocol):
         """Copy with owners, modes, times, links, xattrs, ACLs, holes and device nodes; reflinks where there are any."""
         ...
 
-    async def refresh_tree(self, source: Path, target: Path) -> None:
-        """Make a tree equal to another one, writing only what differs (by size and time); needs rsync."""
+    async def refresh_tree(self, source: Path, target: Path, *, by_content: bool = False) -> None:
+        """Make a tree equal to another one, writing only what differs: by size and time, or, where times are not to be
+        relied on, `by_content`, which reads both. Needs rsync."""
         ...
 
     async def shift_tree(self, path: Path, *, old: IdMap, new: IdMap) -> None:

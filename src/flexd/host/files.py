@@ -33,11 +33,12 @@ class LinuxFiles:
         # Not --one-file-system: a nested subvolume of btrfs looks like another one, and mounts were looked for above.
         await self._processes.run(["cp", "-aT", "--reflink=auto", "--", str(source), str(target)])
 
-    async def refresh_tree(self, source: Path, target: Path) -> None:
+    async def refresh_tree(self, source: Path, target: Path, *, by_content: bool = False) -> None:
         # -W: both are local, so a file that differs is written whole instead of being read on both sides.
         # -1: times are compared to the nanosecond. To the second, which is rsync's own way, a file that changes twice
         # within one and keeps its size would look the same.
         options = ["-aHAXSW", "--numeric-ids", "--delete", "--modify-window=-1"]
+        options += ["--checksum"] if by_content else []
         await self._processes.run(["rsync", *options, "--", f"{source}/", f"{target}/"])
 
     async def shift_tree(self, path: Path, *, old: IdMap, new: IdMap) -> None:

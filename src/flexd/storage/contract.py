@@ -215,8 +215,9 @@ class Driver(Protocol):
         """Make an unused volume what another one of this pool (or its snapshot) holds; `live` is about the source."""
         ...
 
-    async def refresh_volume(self, kind: VolumeKind, name: str, source: View) -> None:
-        """Make an unused volume equal to a tree by writing only what differs. Repeated until it is, if cut short."""
+    async def refresh_volume(self, kind: VolumeKind, name: str, source: View, *, by_content: bool = False) -> None:
+        """Make an unused volume equal to a tree by writing only what differs. Repeated until it is, if cut short.
+        `by_content`: as of `Files.refresh_tree`."""
         ...
 
     def view(

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -286,7 +287,9 @@ class Pools:
         scratch = scratch_of(ref).name
         try:
             await driver.create_from_tree(ref.kind, scratch, fill, size_bytes=0)
-            await driver.refresh_volume(ref.kind, ref.name, lambda idmap: driver.view(ref.kind, scratch, idmap))
+            # An archive's times may be whole seconds, within which a file can change and keep its size.
+            view = partial(driver.view, ref.kind, scratch)
+            await driver.refresh_volume(ref.kind, ref.name, view, by_content=True)
         finally:
             await driver.delete_volume(ref.kind, scratch)
 

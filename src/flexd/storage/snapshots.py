@@ -212,9 +212,9 @@ class SnapshotDriver(DirectoryDriver):
                 await self._host.mounts.unmount(volume / "rootfs")
             await self._thaw(kind, volume, content)
 
-    async def refresh_volume(self, kind: VolumeKind, name: str, source: View) -> None:
+    async def refresh_volume(self, kind: VolumeKind, name: str, source: View, *, by_content: bool = False) -> None:
         async with self._at_work(kind, name) as volume, source(IdMap()) as tree:
-            await self._host.files.refresh_tree(tree, volume / "data")
+            await self._host.files.refresh_tree(tree, volume / "data", by_content=by_content)
 
     @asynccontextmanager
     async def view(

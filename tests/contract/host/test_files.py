@@ -96,6 +96,19 @@ async def test_refreshing_a_tree(host: Host, place: Path) -> None:
     assert not (target / "gone").exists()
 
 
+async def test_refresh_by_content(host: Host, place: Path) -> None:
+    """Size and time as they were, as an archive with whole seconds gives them."""
+    source, target = place / "source", place / "target"
+    source.mkdir()
+    for text in ("one", "two"):
+        (source / "file").write_text(text)
+        os.utime(source / "file", ns=(10**18, 10**18))
+        if text == "one":
+            await host.files.copy_tree(source, target)
+    await host.files.refresh_tree(source, target, by_content=True)
+    assert (target / "file").read_text() == "two"
+
+
 async def test_measures(host: Host, place: Path) -> None:
     (place / "file").write_bytes(os.urandom(100_000))
     assert 100_000 <= await host.files.disk_usage(place) < 200_000

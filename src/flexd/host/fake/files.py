@@ -45,7 +45,7 @@ class FakeFiles:
         mounted = self._mounts.at_or_below(source)
         await self._real.copy_tree(await self._threads.run(source.resolve) if mounted else source, target)
 
-    async def refresh_tree(self, source: Path, target: Path) -> None:
+    async def refresh_tree(self, source: Path, target: Path, *, by_content: bool = False) -> None:
         self._recorder.note("files.refresh_tree", source, target)
         await self._threads.run(_replace_content, source, target)
 

@@ -315,10 +315,10 @@ class OverlayDriver(SnapshotDriver):
                 self._pinned[content] -= 1
                 await self._drop(content)
 
-    async def refresh_volume(self, kind: VolumeKind, name: str, source: View) -> None:
+    async def refresh_volume(self, kind: VolumeKind, name: str, source: View, *, by_content: bool = False) -> None:
         """Through the overlay, so that what is equal below stays there; under the map that the upper layer has."""
         if kind == "custom":
-            await super().refresh_volume(kind, name, source)
+            await super().refresh_volume(kind, name, source, by_content=by_content)
             return
         async with self._at_work(kind, name) as volume:
             text = await asyncio.to_thread(read_fact, volume / "layer", "idmap")
@@ -326,7 +326,7 @@ class OverlayDriver(SnapshotDriver):
         rootfs = await self.mount_volume(kind, name, idmap)
         try:
             async with source(idmap) as tree:
-                await self._host.files.refresh_tree(tree, rootfs)
+                await self._host.files.refresh_tree(tree, rootfs, by_content=by_content)
         finally:
             await self.unmount_volume(kind, name)
 
