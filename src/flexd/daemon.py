@@ -180,11 +180,12 @@ class Daemon:
         mirror = self._mirror
         self.ports = PortList(registry, self.networks)
         limiter = Limiter(self._host)
-        confinement = Confinement(
+        self.confinement = Confinement(
             host=self._host,
+            registry=registry,
             directory=self.directory / "security",
             guest_directory=self.directory / GUEST_DIRECTORY,
-            kernel_architecture=features.kernel_architecture,
+            features=features,
         )
         self.metadata_documents = MetadataDocuments(mirror, registry, self.images)
         self.metadata = Metadata(registry=registry, documents=self.metadata_documents, locks=locks, events=events)
@@ -196,7 +197,7 @@ class Daemon:
             images=self.images,
             runtime=runtime,
             limiter=limiter,
-            confinement=confinement,
+            confinement=self.confinement,
             templates=templates,
             journal=self.journal,
             directory=self.directory / "devices",
@@ -222,7 +223,7 @@ class Daemon:
             actions=actions,
             allocator=allocator,
             limiter=limiter,
-            confinement=confinement,
+            confinement=self.confinement,
             architectures=features.architectures,
         )
         self._compose_requests(terminals, locks, actions, limiter, resolver)
@@ -446,6 +447,7 @@ class Daemon:
         await self.images.prepare()
         await self.metadata_documents.sweep()
         await self.backups.prepare()
+        await self.runtime.supervise(self.confinement.supervision)
         gone = await self.lifecycle.adopt()
         await self.ports.announce_all()
         # Before containers start: cloud-init asks early.

@@ -444,6 +444,7 @@ class Features(Struct):
     seccomp_listener: bool = False
     apparmor: bool = False
     unprivileged_user_namespaces: bool = False
+    nested: bool = False  # this daemon is itself in a user namespace, as in a container
     network_namespace_id: bool = False
     programs: dict[str, str] = field(default_factory=dict)  # name -> version ("" where it does not tell)
     missing: dict[str, str] = field(default_factory=dict)  # what is missing -> what then does not work

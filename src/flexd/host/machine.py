@@ -55,6 +55,8 @@ _WITHOUT: dict[str, str] = {
 }
 _SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _VERSION = re.compile(r"\d+(?:\.\d+)+[^\s,()]*")
+# Every id is itself: the initial user namespace (user_namespaces(7)).
+_INITIAL_MAP = ["0", "0", "4294967295"]
 _PROBE_TIMEOUT_S = 5.0
 # A module may wait for hardware and firmware.
 _MODPROBE_TIMEOUT_S = 60.0
@@ -210,6 +212,7 @@ def _kernel_features(root: Path) -> Features:
         apparmor=_text(root / "sys/module/apparmor/parameters/enabled").strip() == "Y"
         and (root / "sys/kernel/security/apparmor").is_dir(),
         unprivileged_user_namespaces=_user_namespaces_allowed(root / "proc/sys"),
+        nested=_text(root / "proc/self/uid_map").split() != _INITIAL_MAP,
         network_namespace_id=_namespace_ids_work(),
     )
 

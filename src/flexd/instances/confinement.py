@@ -6,21 +6,26 @@ import os
 from pathlib import Path
 
 from flexd.api.errors import BadRequest, Fault
-from flexd.host.contract import Host, HostError
+from flexd.host.contract import Features, Host, HostError
 from flexd.instances.record import Expanded, InstanceRecord
-from flexd.instances.security import has_guest_api, modules, seccomp_rules, sysctls
+from flexd.instances.registry import Registry
+from flexd.instances.security import has_guest_api, interceptions, modules, seccomp_rules, supervision, sysctls
 from flexd.instances.spec import Confined
+from flexd.runtime.contract import Supervision
 from flexd.runtime.seccomp import named_calls, render_policy
 
 
 class Confinement:
     """One per daemon; keeps files below one directory, one a running name."""
 
-    def __init__(self, *, host: Host, directory: Path, guest_directory: Path, kernel_architecture: str) -> None:
+    def __init__(
+        self, *, host: Host, registry: Registry, directory: Path, guest_directory: Path, features: Features
+    ) -> None:
         self._host = host
+        self._registry = registry
         self._directory = directory
         self._guest_directory = guest_directory
-        self._kernel_architecture = kernel_architecture
+        self._features = features
 
     async def host_faults(self, expanded: Expanded) -> list[Fault]:
         """Keys that this host cannot hold: a rule about a system call that nobody knows would confine nothing."""
@@ -30,18 +35,53 @@ class Confinement:
             calls = named_calls(expanded.config.get(path, ""))
             unknown = await self._host.machine.unknown_syscalls(calls) if calls else []
             faults += [Fault(f"config.{path}", f'"{name}" is not the name of a system call here') for name in unknown]
-        return faults
+        return faults + await self._interception_faults(expanded)
+
+    async def _interception_faults(self, expanded: Expanded) -> list[Fault]:
+        wanted = interceptions(expanded.config)
+        if not wanted:
+            return []
+        reason = ""
+        if not self._features.seccomp_listener:
+            reason = "this kernel tells nobody of system calls (seccomp user notification, Linux 5.0)"
+        elif self._features.nested:
+            reason = "flexd itself runs in a container here, and has no more rights than its root has"
+        reasons = dict.fromkeys(wanted, reason) if reason else {}
+        if not reason and "sched_setscheduler" in wanted and await self._hands_out_real_time():
+            reasons["sched_setscheduler"] = (
+                "this kernel gives real-time to cgroups (CONFIG_RT_GROUP_SCHED), and containers' have none"
+            )
+        return [
+            Fault(f"config.security.syscalls.intercept.{name}", f"cannot work: {why}")
+            for name, why in sorted(reasons.items())
+        ]
+
+    async def _hands_out_real_time(self) -> bool:
+        try:
+            await self._host.cgroups.read(".", "cpu", "cpu.rt_runtime_us")
+        except HostError:
+            return False
+        return True
+
+    def supervision(self, runtime_name: str) -> Supervision | None:
+        """How system calls of a container are acted on; asked at each, so edits of the instance count at once."""
+        for record in self._registry.all_instances():
+            if record.storage_name == runtime_name:
+                return supervision(self._registry.expand(record).config)
+        return None
 
     async def prepare(self, record: InstanceRecord, expanded: Expanded) -> Confined:
         """Before a start: modules loaded, policies written."""
         for name in modules(expanded.config):
             await self._load_module(record, name)
-        policy = render_policy(seccomp_rules(expanded.config), self._kernel_architecture)
+        policy = render_policy(seccomp_rules(expanded.config), self._features.kernel_architecture)
         path = self._seccomp_path(record.storage_name)
         await asyncio.to_thread(_write, path, policy)
         return Confined(
             seccomp_profile=str(path) if policy else "",
             sysctls=sysctls(expanded.config),
+            supervised=bool(interceptions(expanded.config)),
+            limit_devices="mount" in interceptions(expanded.config),
             guest_api=str(self._guest_directory) if has_guest_api(expanded.config) else "",
         )
 

@@ -4,11 +4,14 @@
 import re
 from collections.abc import Iterator, Mapping
 
+import msgspec
+
 from flexd.api.errors import BadRequest, Fault
 from flexd.api.keys import Key
 from flexd.api.units import is_true
 from flexd.instances.raw_idmap import parse_raw_idmap
-from flexd.runtime.seccomp import SeccompRules, rules_fault
+from flexd.runtime.contract import Supervision
+from flexd.runtime.seccomp import Interception, SeccompRules, rules_fault
 
 _SYSCTL = "linux.sysctl."
 # Sysctls of which every container has its own; any other is the host's (namespaces(7), sysctl's own pages).
@@ -23,6 +26,8 @@ _NAMESPACED = (
     "user.",
 )
 _SYSCTL_NAME = re.compile(r"[a-z0-9_]+(?:\.[A-Za-z0-9_/*@-]+)+")
+_FILE_SYSTEM = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_PROGRAM = re.compile(r"[A-Za-z0-9_/.][A-Za-z0-9_/.+-]*")
 _MODULE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 # The keys of before LXD 4.21, which 5.0 still takes.
 _OLD_NAMES = {
@@ -83,11 +88,30 @@ def _modules_fault(value: str) -> str | None:
     return None
 
 
-def _raw_apparmor_fault(value: str) -> str | None:
-    return "must not contain NUL" if "\0" in value else None
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _file_systems_fault(value: str) -> str | None:
+    wrong = [name for name in _names(value) if _FILE_SYSTEM.fullmatch(name) is None]
+    return f'"{wrong[0]}" is not the name of a file system' if wrong else None
+
+
+def _fuse_fault(value: str) -> str | None:
+    for entry in _names(value):
+        fstype, equals, program = (part.strip() for part in entry.partition("="))
+        if not equals or _FILE_SYSTEM.fullmatch(fstype) is None or _PROGRAM.fullmatch(program) is None:
+            return f'"{entry}" is not of the form filesystem=fuse-binary'
+    return None
 
 
 _RULES_HELP = "one a line, as liblxc reads them: `mkdir errno 1`"
+
+_INTERCEPT = "security.syscalls.intercept."
+# The keys that switch interception on, by the call that they are about.
+_INTERCEPTIONS: dict[str, Interception] = {
+    _INTERCEPT + name: name for name in ("mknod", "mount", "sched_setscheduler", "setxattr", "sysinfo")
+}
 
 KEYS = (
     Key("linux.kernel_modules", check=_modules_fault, live=False, description="Modules that the host loads first"),
@@ -120,13 +144,73 @@ KEYS = (
         live=False,
         description="Deny what reaches the host's kernel (module loading, kexec, file handles)",
     ),
+    Key(
+        "security.syscalls.intercept.mknod",
+        kind="bool",
+        default="false",
+        live=False,
+        description="Its root may make the nodes of null, zero, full, random, urandom, tty and console",
+    ),
+    Key(
+        "security.syscalls.intercept.mount",
+        kind="bool",
+        default="false",
+        live=False,
+        description="Its root may mount the file systems of mount.allowed and mount.fuse",
+    ),
+    Key(
+        "security.syscalls.intercept.mount.allowed",
+        check=_file_systems_fault,
+        description="File systems that the host mounts for it, comma-separated: the kernel then reads its data",
+    ),
+    Key(
+        "security.syscalls.intercept.mount.fuse",
+        check=_fuse_fault,
+        description="File systems that a FUSE program of its own mounts: `ext4=fuse2fs`",
+    ),
+    Key(
+        "security.syscalls.intercept.mount.shift",
+        kind="bool",
+        default="false",
+        description="Ids on what the host mounts for it are its own",
+    ),
+    Key(
+        "security.syscalls.intercept.sched_setscheduler",
+        kind="bool",
+        default="false",
+        live=False,
+        description="Its root may give its processes real-time priority",
+    ),
+    Key(
+        "security.syscalls.intercept.setxattr",
+        kind="bool",
+        default="false",
+        live=False,
+        description="Its root may mark directories as opaque (trusted.overlay.opaque)",
+    ),
+    Key(
+        "security.syscalls.intercept.sysinfo",
+        kind="bool",
+        default="false",
+        live=False,
+        description="sysinfo(2) tells its own memory, processes and uptime",
+    ),
     Key("security.syscalls.whitelist", check=rules_fault, live=False, description="Old name of allow"),
 )
 
 
 def security_faults(config: Mapping[str, str]) -> list[Fault]:
     """Keys that contradict each other, and sysctls that are the host's."""
-    return [*_syscall_faults(config), *_sysctl_faults(config)]
+    return [*_syscall_faults(config), *_sysctl_faults(config), *_mount_faults(config)]
+
+
+def _mount_faults(config: Mapping[str, str]) -> Iterator[Fault]:
+    supervision = _mount_supervision(config)
+    for fstype in sorted(supervision.mount_allowed & supervision.mount_fuse.keys()):
+        yield Fault(
+            f"config.{_INTERCEPT}mount.fuse",
+            f"Filesystem {fstype} cannot appear in mount.allowed, too: it is one or other",
+        )
 
 
 def _syscall_faults(config: Mapping[str, str]) -> Iterator[Fault]:
@@ -173,6 +257,28 @@ def seccomp_rules(config: Mapping[str, str]) -> SeccompRules:
         deny=_either(config, "security.syscalls.deny"),
         deny_default=not default or is_true(default),
         raw=config.get("raw.seccomp", ""),
+        intercept=interceptions(config),
+    )
+
+
+def interceptions(config: Mapping[str, str]) -> frozenset[Interception]:
+    """The calls to act on; none for a privileged instance, whose root may do all that they do."""
+    if is_true(config.get("security.privileged")) or config.get("raw.seccomp"):
+        return frozenset()
+    return frozenset(name for key, name in _INTERCEPTIONS.items() if is_true(config.get(key)))
+
+
+def supervision(config: Mapping[str, str]) -> Supervision:
+    """How to act on them, as it is now."""
+    return msgspec.structs.replace(_mount_supervision(config), calls=interceptions(config))
+
+
+def _mount_supervision(config: Mapping[str, str]) -> Supervision:
+    entries = (entry.partition("=") for entry in _names(config.get(_INTERCEPT + "mount.fuse", "")))
+    return Supervision(
+        mount_allowed=frozenset(_names(config.get(_INTERCEPT + "mount.allowed", ""))),
+        mount_fuse={fstype.strip(): program.strip() for fstype, _, program in entries},
+        mount_shift=is_true(config.get(_INTERCEPT + "mount.shift")),
     )
 
 

@@ -21,6 +21,8 @@ class Confined(Struct, frozen=True):
     apparmor_profile: str = ""
     sysctls: dict[str, str] = {}
     guest_api: str = ""
+    supervised: bool = False
+    limit_devices: bool = False
 
 
 _UNCONFINED = Confined()
@@ -43,6 +45,7 @@ def container_spec(
 ) -> ContainerSpec:
     """Everything that the start of an instance needs to know."""
     parts = list(parts)
+    limited = not idmap or confined.limit_devices
     return ContainerSpec(
         name=record.storage_name,
         rootfs=rootfs,
@@ -52,17 +55,18 @@ def container_spec(
         nics=tuple(nic for part in parts for nic in part.nics),
         mounts=tuple(mount for part in parts for mount in part.mounts),
         environment=environment(expanded.config),
-        cgroup=(*((setting.file, setting.value) for setting in limits), *_rules(idmap, parts)),
+        cgroup=(*((setting.file, setting.value) for setting in limits), *_rules(limited, parts)),
         sysctls=confined.sysctls,
         rlimits=rlimits(expanded.config),
         nesting=is_true(expanded.config.get("security.nesting")),
         seccomp_profile=confined.seccomp_profile,
         apparmor_profile=confined.apparmor_profile,
         guest_api=confined.guest_api,
+        supervised=confined.supervised,
+        limit_devices=confined.limit_devices,
         raw=expanded.config.get("raw.lxc", ""),
     )
 
 
-def _rules(idmap: IdMap, parts: Iterable[RunConfig]) -> list[tuple[str, str]]:
-    """Only a privileged container's devices are limited at all."""
-    return [] if idmap else [("devices.allow", rule) for part in parts for rule in part.rules]
+def _rules(limited: bool, parts: Iterable[RunConfig]) -> list[tuple[str, str]]:
+    return [] if not limited else [("devices.allow", rule) for part in parts for rule in part.rules]

@@ -11,6 +11,7 @@ import struct
 from pathlib import Path
 
 from flexd.host.contract import HostError
+from flexd.runtime.helper.command_names import socket_name
 from flexd.runtime.sockets import receive_with_ancillary
 
 # liblxc commands.h: lxc_cmd_req {int cmd; int datalen; const void *data} and lxc_cmd_rsp, the same with `int ret`.
@@ -19,26 +20,8 @@ _RESPONSE = struct.Struct("@iiP")
 _GET_INIT_PID = 4
 _CREDENTIALS = struct.Struct("@iII")  # struct ucred, unix(7)
 _CREDENTIALS_BYTES = socket.CMSG_SPACE(_CREDENTIALS.size)
-# sun_path without the leading NUL and, as liblxc counts, a closing one.
-_LONGEST_NAME = 106
 # The monitor answers within a millisecond; a stopped or swapped one should not hang whoever lists containers.
 _TIMEOUT_S = 5.0
-
-
-def socket_name(directory: Path, name: str) -> str:
-    """Address of the command socket (liblxc monitor.c): a hash stands in for a path that is too long."""
-    plain = f"\0{directory}/{name}/command"
-    if len(plain.encode()) - 1 <= _LONGEST_NAME:
-        return plain
-    return f"\0lxc/{_fnv64a(f'{directory}/{name}'.encode()):016x}/command"
-
-
-def _fnv64a(data: bytes) -> int:
-    """FNV-1a, 64 bits."""
-    value = 0xCBF29CE484222325
-    for byte in data:
-        value = (value ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
-    return value
 
 
 async def ask_processes(directory: Path, name: str) -> tuple[int, int] | None:

@@ -5,7 +5,7 @@ A container is known here by its runtime name (`c1`, or `project_c1` outside the
 restart at any time: nothing here is a child that dies with it, and `find` sees what runs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -63,6 +63,8 @@ class ContainerSpec(Struct, frozen=True):
     nesting: bool = False
     lxcfs: bool = True
     seccomp_profile: str = ""  # path; empty: none
+    supervised: bool = False  # the policy has `notify` rules
+    limit_devices: bool = False  # its cgroup says which devices it may use; always so if privileged
     apparmor_profile: str = ""
     guest_api: str = ""  # directory of the guest API's socket; empty: none
     stop_signal: str = ""
@@ -89,6 +91,16 @@ class ProxySpec(Struct, frozen=True):
     socket_mode: int = 0o644
     drop_uid: int = 0
     drop_gid: int = 0
+
+
+class Supervision(Struct, frozen=True):
+    """Which system calls of a container are acted on outside of it, and how; asked for at each call, so it is live."""
+
+    calls: frozenset[str] = frozenset()  # mknod, setxattr, mount, bpf, sched_setscheduler, sysinfo
+    mount_allowed: frozenset[str] = frozenset()  # file systems
+    mount_fuse: dict[str, str] = field(default_factory=dict)  # file system -> the program that mounts it
+    mount_shift: bool = False
+    bpf_devices: bool = False
 
 
 class RunningContainer(Struct, frozen=True):
@@ -173,6 +185,10 @@ class Runtime(Protocol):
 
     async def features(self) -> Mapping[str, str]:
         """`environment.lxc_features`: name -> "true"/"false", LXD's names."""
+        ...
+
+    async def supervise(self, lookup: Callable[[str], Supervision | None]) -> None:
+        """From now on act on intercepted system calls of the container named as `lookup` says (None: as the kernel)."""
         ...
 
     async def start(self, spec: ContainerSpec) -> RunningContainer:

@@ -9,7 +9,7 @@ import os
 import select
 import subprocess
 import tty
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from flexd.api.errors import BadRequest
@@ -25,6 +25,7 @@ from flexd.runtime.contract import (
     ProxySpec,
     RunningContainer,
     StartFailed,
+    Supervision,
 )
 from flexd.runtime.exec_process import exec_environment
 from flexd.runtime.fake_files import FakeFiles, Owners
@@ -90,6 +91,7 @@ class FakeRuntime:
         self._last: dict[ProcessRef, asyncio.Future[Ended]] = {}
         self._owners: dict[Path, Owners] = {}
         self._next_pid = _FIRST_PID
+        self.supervision: Callable[[str], Supervision | None] = lambda _name: None
         self.specs: dict[str, ContainerSpec] = {}  # what each container was started with last
         self.failing: dict[str, str] = {}  # name -> why its next start fails
         self.failing_calls: dict[str, str] = {}  # method ("add_mount") -> why it fails from now on
@@ -121,6 +123,9 @@ class FakeRuntime:
 
     async def features(self) -> Mapping[str, str]:
         return {"cgroup2": "true", "pidfd": "true", "seccomp_notify": "true"}
+
+    async def supervise(self, lookup: Callable[[str], Supervision | None]) -> None:
+        self.supervision = lookup
 
     async def start(self, spec: ContainerSpec) -> RunningContainer:
         paths = self._paths(spec.name)

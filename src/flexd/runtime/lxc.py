@@ -8,14 +8,14 @@ import errno
 import os
 import shutil
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
 
 from flexd.api.errors import BadRequest, NotFound
 from flexd.api.idmap import IdMap
-from flexd.host.contract import Completed, Host, HostError, ProcessRef
+from flexd.host.contract import CgroupStats, Completed, Host, HostError, ProcessRef
 from flexd.runtime import freezer
 from flexd.runtime.command_socket import ask_processes
 from flexd.runtime.contract import (
@@ -28,11 +28,13 @@ from flexd.runtime.contract import (
     ProxySpec,
     RunningContainer,
     StartFailed,
+    Supervision,
 )
 from flexd.runtime.exec_process import LxcExecProcess, exec_directory, exec_environment
 from flexd.runtime.helper import wire
 from flexd.runtime.helper_process import Connection, HelperError, HelperProcess
 from flexd.runtime.init_signals import choose_signal
+from flexd.runtime.interception.listener import Listener
 from flexd.runtime.logs import Logs
 from flexd.runtime.paths import ContainerPaths, group_prefix
 from flexd.runtime.remote_files import RemoteFiles
@@ -53,6 +55,7 @@ class LxcRuntime:
         self._directory = directory
         self._log_directory = log_directory
         self._helper = HelperProcess(host.processes)
+        self._listener = Listener(self._helper, directory / ".seccomp" / "sock", self._figures)
         self._facts: HostFacts | None = None
         self._library: tuple[str, dict[str, str]] | None = None
 
@@ -70,6 +73,13 @@ class LxcRuntime:
 
     async def features(self) -> Mapping[str, str]:
         return (await self._ask_library())[1]
+
+    async def supervise(self, lookup: Callable[[str], Supervision | None]) -> None:
+        await self._listener.start(lookup)
+
+    async def _figures(self, name: str) -> CgroupStats:
+        """Its monitor must not be asked: it waits for the answer that these are for."""
+        return (await self._host.cgroups.stats([self._paths(name).payload_group]))[0]
 
     # --- running -----------------------------------------------------------------------------------------------------
 
@@ -189,10 +199,16 @@ class LxcRuntime:
             "cwd": exec_directory(spec, environment),
             "uid": spec.uid,
             "gid": spec.gid,
+            "policy": await self._own_policy(container.name),
         }
         connection = await self._helper.connect("x", (stdin, stdout, stderr))
         message, _ = await self._first_answer(connection, request, f'run a command in "{container.name}"')
         return LxcExecProcess(connection, int(message["pid"]))
+
+    async def _own_policy(self, name: str) -> str:
+        """For `helper.supervised`: where no LSM puts liblxc's attach in order."""
+        facts = await self._host_facts()
+        return "" if facts.apparmor else await asyncio.to_thread(_supervised_policy, self._paths(name).config)
 
     async def add_mount(self, container: RunningContainer, mount: MountSpec) -> None:
         request = {**_init(container), "source": mount.source, "target": mount.target, "options": list(mount.options)}
@@ -296,6 +312,7 @@ class LxcRuntime:
         await asyncio.to_thread(_rename_state, self._paths(name), self._paths(new_name))
 
     async def close(self) -> None:
+        await self._listener.stop()
         await self._helper.close()
         try:
             await self._host.cgroups.remove(group_prefix(self._directory))
@@ -315,7 +332,12 @@ class LxcRuntime:
         if self._facts is None:
             layout = await self._host.cgroups.layout()
             features = await self._host.machine.features()
-            self._facts = HostFacts(unified_cgroup=layout.mode == "v2", apparmor=features.apparmor)
+            self._facts = HostFacts(
+                unified_cgroup=layout.mode == "v2",
+                apparmor=features.apparmor,
+                nested=features.nested,
+                seccomp_proxy=str(self._listener.path),
+            )
         lxcfs, directories = await asyncio.to_thread(_look_around)
         return msgspec.structs.replace(self._facts, lxcfs=lxcfs, kernel_directories=directories)
 
@@ -365,6 +387,16 @@ def _write_state(paths: ContainerPaths, config: str) -> bool:
     with open(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
         file.write(config)
     return clean
+
+
+def _supervised_policy(config: Path) -> str:
+    """The policy of a container that was started supervised; its keys may be others by now."""
+    try:
+        lines = dict(line.partition(" = ")[::2] for line in config.read_text(errors="replace").splitlines())
+        supervised = "lxc.seccomp.notify.proxy" in lines
+        return Path(lines["lxc.seccomp.profile"]).read_text() if supervised else ""
+    except FileNotFoundError:
+        return ""
 
 
 def _read_target(paths: ContainerPaths) -> str:

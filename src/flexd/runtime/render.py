@@ -86,6 +86,8 @@ class HostFacts(Struct, frozen=True):
     unified_cgroup: bool = False  # controllers are on cgroup v2, so limits are `lxc.cgroup2.*`
     apparmor: bool = False
     lxcfs: str = ""
+    nested: bool = False  # in a user namespace, where cgroups limit no devices
+    seccomp_proxy: str = ""  # the socket for supervised containers
     kernel_directories: tuple[str, ...] = ()  # those of KERNEL_DIRECTORIES that this kernel has
 
 
@@ -140,7 +142,7 @@ def _cgroups(spec: ContainerSpec, paths: ContainerPaths, facts: HostFacts) -> It
     yield "lxc.cgroup.dir.monitor.pivot", paths.pivot_group
     yield "lxc.cgroup.dir.container", paths.payload_group
     prefix = "lxc.cgroup2" if facts.unified_cgroup else "lxc.cgroup"
-    if not spec.idmap:
+    if (not spec.idmap or spec.limit_devices) and not facts.nested:
         yield f"{prefix}.devices.deny", "a"
         for rule in _DEVICE_RULES:
             yield f"{prefix}.devices.allow", rule
@@ -169,6 +171,9 @@ def _security(spec: ContainerSpec, facts: HostFacts) -> Iterator[Line]:
         yield "lxc.seccomp.profile", spec.seccomp_profile
         # Also where the daemon itself is confined, in a container: filters add up, the kernel asks each.
         yield "lxc.seccomp.allow_nesting", "1"
+    if spec.supervised:
+        yield "lxc.seccomp.notify.proxy", f"unix:{facts.seccomp_proxy}"
+        yield "lxc.seccomp.notify.cookie", spec.name
 
 
 def _apparmor_profile(spec: ContainerSpec, facts: HostFacts) -> str:

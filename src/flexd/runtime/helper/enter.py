@@ -14,6 +14,7 @@ _CLONE_NEWNET = 0x40000000
 _CLONE_NEWUSER = 0x10000000
 _PR_SET_DUMPABLE = 4
 _SYS_OPENAT2 = 437  # the same number on every architecture
+_AT_FDCWD = -100
 _RESOLVE_NO_MAGICLINKS = 0x02
 _RESOLVE_IN_ROOT = 0x10
 
@@ -64,6 +65,15 @@ def open_beneath(root: int, path: str, flags: int) -> int:
     how = _OpenHow(flags | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
     # The struct is read during the call only; no other thread changes errno in between.
     fd = _libc.syscall(_SYS_OPENAT2, root, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
+    _check(fd, "openat2")
+    return int(fd)
+
+
+def open_plainly(path: bytes, flags: int) -> int:
+    """Open a path from where this process is, but never through a magic link (`/proc/1/root`, `/proc/self/fd/3`)."""
+    how = _OpenHow(flags | os.O_CLOEXEC, 0, _RESOLVE_NO_MAGICLINKS)
+    # The struct is read during the call only; no other thread changes errno in between.
+    fd = _libc.syscall(_SYS_OPENAT2, _AT_FDCWD, path, ctypes.byref(how), ctypes.sizeof(how))
     _check(fd, "openat2")
     return int(fd)
 

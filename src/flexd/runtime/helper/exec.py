@@ -7,7 +7,8 @@ import signal
 import socket
 
 from flexd.runtime.helper import wire
-from flexd.runtime.helper.liblxc import Library
+from flexd.runtime.helper.liblxc import Container, Library
+from flexd.runtime.helper.supervised import Entry
 
 
 def serve(library: Library, connection: socket.socket, stdio: tuple[int, int, int]) -> None:
@@ -15,16 +16,24 @@ def serve(library: Library, connection: socket.socket, stdio: tuple[int, int, in
     request = wire.receive(connection)
     # Not the helper's session. A terminal as stdin gets one of its own: liblxc makes it the controlling terminal.
     os.setsid()
-    container = library.container(request["name"], request["directory"])
     _default_signals()
-    pid = container.attach(
-        request["command"], request["environment"], request["cwd"], (request["uid"], request["gid"]), stdio
-    )
+    pid = _start(library.container(request["name"], request["directory"]), request, stdio)
     # The end of a pipe or terminal shows when its last holder closes it; that is to be the command.
     for fd in set(stdio):
         os.close(fd)
     wire.send(connection, {"pid": pid})
     wire.send(connection, {"status": _wait(connection, pid)})
+
+
+def _start(container: Container, request: wire.Message, stdio: tuple[int, int, int]) -> int:
+    """`policy` is given for a container whose system calls are supervised."""
+    argv, environment, ids = request["command"], request["environment"], (request["uid"], request["gid"])
+    if not request["policy"]:
+        return container.attach(argv, environment, request["cwd"], ids, stdio)
+    entry = Entry(request["policy"], argv, environment, ids)
+    pid = container.attach(argv, environment, request["cwd"], ids, stdio, entry.run)
+    entry.hand_over(request["directory"], request["name"])
+    return pid
 
 
 def _default_signals() -> None:

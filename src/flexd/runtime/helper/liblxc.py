@@ -7,7 +7,7 @@ ctypes can name liblxc's own C function. The head of struct lxc_container is ABI
 import ctypes
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 # fmt: off
@@ -22,6 +22,7 @@ _FUNCTIONS = (
 
 _CLEAR_ENVIRONMENT = 1  # LXC_ATTACH_CLEAR_ENV
 _ATTACH_DEFAULT = 0xFFFF  # LXC_ATTACH_DEFAULT: cgroup, capabilities, personality, LSM
+_ATTACH_LSM = 0x8  # LXC_ATTACH_LSM_EXEC
 _ALL_NAMESPACES = -1
 _DETECT_PERSONALITY = -1
 _NO_LOG = -9  # -EBADF
@@ -81,6 +82,7 @@ class _Command(ctypes.Structure):
 
 _TEXT = ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_void_p)
 _SET_ITEM = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_char_p)
+_ENTRY = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
 _ATTACH = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.POINTER(ctypes.c_int)
 )
@@ -140,20 +142,22 @@ class Container:
         cwd: str,
         ids: tuple[int, int],
         fds: tuple[int, int, int],
+        entry: Callable[[], int] | None = None,
     ) -> int:
         """Start a program inside, in all namespaces, the cgroup, LSM and seccomp of the container; its pid, our child.
+        With an `entry` that is called instead, as the container's root, without LSM and seccomp.
 
         The GIL is released during the call, and there are no other threads. All that C reads is held by locals.
         """
         arguments = _strings(argv)
         command = _Command(arguments[0], arguments)
         options = _AttachOptions(
-            attach_flags=_ATTACH_DEFAULT,
+            attach_flags=_ATTACH_DEFAULT if entry is None else _ATTACH_DEFAULT & ~_ATTACH_LSM,
             namespaces=_ALL_NAMESPACES,
             personality=_DETECT_PERSONALITY,
             initial_cwd=os.fsencode(cwd),
-            uid=ids[0],
-            gid=ids[1],
+            uid=ids[0] if entry is None else 0,
+            gid=ids[1] if entry is None else 0,
             env_policy=_CLEAR_ENVIRONMENT,
             extra_env_vars=_strings([f"{name}={value}" for name, value in environment.items()]),
             stdin_fd=fds[0],
@@ -162,7 +166,9 @@ class Container:
             log_fd=_NO_LOG,
         )
         pid = ctypes.c_int(-1)
-        run = ctypes.cast(self._so.lxc_attach_run_command, ctypes.c_void_p)
+        # Kept by this frame: the child is a copy of it.
+        called = _ENTRY(lambda _payload: entry() if entry is not None else 0)
+        run = ctypes.cast(self._so.lxc_attach_run_command if entry is None else called, ctypes.c_void_p)
         attach = self._function("attach", _ATTACH)
         result = attach(self._pointer, run, ctypes.byref(command), ctypes.byref(options), ctypes.byref(pid))
         if result < 0 or pid.value <= 0:

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 
-from flexd.runtime.helper import console, exec, files, mount, proxy, wire
+from flexd.runtime.helper import console, exec, files, mount, proxy, supervise, wire
 from flexd.runtime.helper.liblxc import Library
 
 # LXD's names for what liblxc can do (`environment.lxc_features`).
@@ -86,6 +86,8 @@ def _dispatch(library: Library, kind: str, connection: socket.socket, fds: list[
             proxy.serve(connection)
         case "u":
             mount.serve_remove(connection)
+        case "n":
+            supervise.serve(connection, fds)
         case "g":
             _write_cgroup(library, connection)
 
