@@ -9,8 +9,6 @@ from flexd.host.contract import Host
 from flexd.images.images import Images
 from flexd.instances.backup_import import BackupImport
 from flexd.instances.backups import Backups
-from flexd.instances.backup_import import BackupImport
-from flexd.instances.backups import Backups
 from flexd.instances.console import Console
 from flexd.instances.exec import Exec
 from flexd.instances.files import Files
@@ -54,8 +52,6 @@ class Services:
     console: Console
     files: Files
     logs: Logs
-    backups: Backups
-    backup_import: BackupImport
     backups: Backups
     backup_import: BackupImport
     metadata: Metadata

@@ -115,9 +115,7 @@ class Warnings:
     async def update(self, identifier: str, put: WarningPut) -> None:
         found = self._find(identifier)
         if put.status not in (NEW, ACKNOWLEDGED):
-            raise BadRequest(
-                f'Failed changing warning {identifier}: status "{put.status}" is not new or acknowledged'
-            )
+            raise BadRequest(f'Failed changing warning {identifier}: status "{put.status}" is not new or acknowledged')
         changed = msgspec.structs.replace(found.value, status=put.status)
         await self._documents.update(found.path, changed, found.revision)
         action = "warning-acknowledged" if put.status == ACKNOWLEDGED else "warning-reset"

@@ -5,7 +5,15 @@ from typing import TypeVar
 
 from aiohttp import web
 
-from flexd.api.instance import Instance, InstanceFull, InstancePost, InstancePut, InstanceRebuildPost, InstancesPost, InstancesPut
+from flexd.api.instance import (
+    Instance,
+    InstanceFull,
+    InstancePost,
+    InstancePut,
+    InstanceRebuildPost,
+    InstancesPost,
+    InstancesPut,
+)
 from flexd.instances.backup_import import parse_overrides
 from flexd.server import responses
 from flexd.server.call import Call
