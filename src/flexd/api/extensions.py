@@ -74,6 +74,7 @@ API_EXTENSIONS: tuple[str, ...] = (
     "backup_compression",
     "storage_api_volume_snapshots",
     "usb_optional_vendorid",
+    "container_backup_override_pool",
     "network_leases_location",
     "kernel_features",
     "id_map_current",
