@@ -65,7 +65,7 @@ API_EXTENSIONS: tuple[str, ...] = (
     "network_state",
     "proxy_unix_dac_properties",
     "container_protection_delete",
-    "proxy_priv_drop",
+    "unix_priv_drop",
     "proxy_haproxy_protocol",
     "network_hwaddr",
     "proxy_nat",
