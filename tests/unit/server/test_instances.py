@@ -121,9 +121,10 @@ async def test_json_is_json_whatever_it_is_called(client: Client, content_type: 
     assert "name" in answer.error
 
 
-async def test_a_backup_cannot_be_imported(client: Client) -> None:
-    answer = await client.call("POST", "/1.0/instances", b"\x1f\x8b", Content_Type="application/octet-stream")
-    assert (answer.status, answer.error) == (400, "Failed creating instance: importing a backup is not supported")
+async def test_what_is_no_backup_is_refused(client: Client) -> None:
+    answer = await client.call("POST", "/1.0/instances", b"no archive", Content_Type="application/octet-stream")
+    message = "Invalid backup file: neither a tar archive (plain or compressed) nor a squashfs"
+    assert (answer.status, answer.error) == (400, message)
 
 
 async def test_metrics_of_running_instances(busy: Client) -> None:
