@@ -379,6 +379,7 @@ class Daemon:
         self.guest_server = GuestServer(self.guest)
         self.files = Files(registry=registry, lifecycle=self.lifecycle, runtime=runtime, pools=self.pools, locks=locks)
         self.states = States(registry=registry, lifecycle=self.lifecycle, host=self._host, pools=self.pools)
+        self.lifecycle.before_start(self.snapshots.at_start)
         self.pools.set_used_by(registry.users_of_pool)
         self.volumes.set_used_by(registry.users_of_volume)
         users = VolumeUsers(registry=registry, is_running=lambda record: self.lifecycle.running(record) is not None)

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Literal
 
 import msgspec
@@ -89,6 +89,7 @@ class Lifecycle:
         self._events = events
         self._live: dict[str, _Live] = {}
         self._host_goes_down = False
+        self._before_start: list[Callable[[InstanceRecord], Awaitable[None]]] = []
 
     # --- what runs ---
 
@@ -208,7 +209,13 @@ class Lifecycle:
 
     # --- start ---
 
+    def before_start(self, hook: Callable[[InstanceRecord], Awaitable[None]]) -> None:
+        """Have something done before each start, with the instance's lock held; it must not raise."""
+        self._before_start.append(hook)
+
     async def _start(self, project: str, name: str) -> None:
+        for hook in self._before_start:
+            await hook(self._registry.instance(project, name))
         record = await self._prepare_start(project, name)
         async with self._locks.hold(record.root_key, "start"), Undo() as undo:
             undo.push(self._note_power, project, name, "STOPPED")

@@ -26,7 +26,7 @@ from flexd.operations.events import Events
 from flexd.operations.journal import Journal
 from flexd.operations.locks import Locks
 from flexd.operations.operations import Operation, Operations
-from flexd.operations.schedule import expires_at, is_due, make_name
+from flexd.operations.schedule import at_startup, expires_at, is_due, make_name
 from flexd.storage.contract import VolumeRef
 from flexd.storage.pools import Pools
 
@@ -262,7 +262,15 @@ class Snapshots:
         if restored != found.value:
             await self._registry.instances.update(found.path, restored, found.revision)
 
-    # --- by the clock ---
+    # --- by the clock, and by starts ---
+
+    async def at_start(self, instance: InstanceRecord) -> None:
+        """Before each start, with the instance's lock held: one for the schedule `@startup`."""
+        if not at_startup(self._registry.expand(instance).config.get("snapshots.schedule", "")):
+            return
+        name = self._next_name(instance)
+        taking = self.take(instance.project, instance.name, name, None, lambda _metadata: None)
+        await self._try(instance, "snapshot before the start", taking)
 
     async def run_schedule(self, minute: datetime) -> None:
         """Once a minute: take what is due, delete what has expired."""

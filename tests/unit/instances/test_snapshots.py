@@ -164,6 +164,16 @@ async def test_schedule(home: House):
     assert home.daemon.snapshots.names(PROJECT, "c1") == ["auto-0"]
 
 
+async def test_a_snapshot_before_each_start(home: House):
+    put = narrow(home.daemon.instances.show(PROJECT, "c1"), InstancePut)
+    put.config = {**put.config, "snapshots.schedule": "@startup, @daily"}
+    await home.daemon.instances.patch(PROJECT, "c1", put)
+    await home.act("start")
+    assert home.daemon.snapshots.names(PROJECT, "c1") == ["snap0"]
+    await home.act("restart", force=True)
+    assert home.daemon.snapshots.names(PROJECT, "c1") == ["snap0", "snap1"]
+
+
 # --- copies ---
 
 
