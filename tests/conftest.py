@@ -9,9 +9,11 @@ from blockbuster import BlockBuster, blockbuster_ctx
 
 
 @pytest.fixture(autouse=True, scope="session")
-def hangups_count() -> None:
-    """Tests may be run by nohup(1); what they start would ignore SIGHUP as well."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+def signals_count() -> None:
+    """Tests may be run by nohup(1) or in a shell's background; what they start would ignore the same signals."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)
