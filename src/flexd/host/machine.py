@@ -88,6 +88,8 @@ _ARCHITECTURES: dict[str, list[str]] = {
     "armv7l": ["armv7l"],
     "i686": ["i686"],
 }
+# What a distribution expects to have: nobody is 65534.
+_ONE_SYSTEM = 65536
 _DEFAULT_RANGE = SubordinateRange(base=1000000, count=1000000000)
 # The id that a probe shifts by; any will do.
 _PROBE_PREFIX = "flexd-probe-"
@@ -159,7 +161,9 @@ class LinuxMachine:
 
     def _subordinate_ids(self) -> SubordinateRange:
         texts = [_text(self._root / "etc" / name) for name in ("subuid", "subgid")]
-        return common_range(*(root_ranges(text) for text in texts))
+        wanted = common_range(*(root_ranges(text) for text in texts))
+        maps = [_text(self._root / "proc/self" / name) for name in ("uid_map", "gid_map")]
+        return within(wanted, *(first_ids(text) for text in maps))
 
     async def _programs(self) -> dict[str, str]:
         found = await self._threads.run(lambda: [name for name in _PROGRAMS if shutil.which(name, path=_SEARCH_PATH)])
@@ -302,6 +306,27 @@ def common_range(users: list[tuple[int, int]], groups: list[tuple[int, int]]) ->
     ]
     best = max(shared, key=lambda each: each.count, default=_DEFAULT_RANGE)
     return best if best.count > 0 else _DEFAULT_RANGE
+
+
+def first_ids(text: str) -> int:
+    """How many ids from 0 on a `/proc/PID/uid_map` maps without a gap; all, if there is no such file."""
+    count = 0
+    for first, _, length in sorted(tuple(int(word) for word in line.split()) for line in text.splitlines()):
+        if first != count:
+            break
+        count += length
+    return count or 2**32
+
+
+def within(wanted: SubordinateRange, users: int, groups: int) -> SubordinateRange:
+    """The range, as far as this user namespace has these ids. One that is a container's of its own, with few ids, gives
+    what is above those that itself needs."""
+    last = min(users, groups)
+    if wanted.base + wanted.count <= last:
+        return wanted
+    if wanted.base + _ONE_SYSTEM <= last:
+        return SubordinateRange(wanted.base, last - wanted.base)
+    return SubordinateRange(_ONE_SYSTEM, last - _ONE_SYSTEM) if last >= 2 * _ONE_SYSTEM else SubordinateRange(0, 0)
 
 
 def sysctl_path(root: Path, name: str) -> Path:

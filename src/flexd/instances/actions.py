@@ -9,6 +9,8 @@ from typing import Any
 
 import msgspec
 
+from flexd.api.errors import Forbidden
+from flexd.api.units import is_true
 from flexd.devices.contract import DeviceContext, Kind
 from flexd.devices.devices import Devices
 from flexd.images.images import Images
@@ -145,8 +147,14 @@ class Actions:
         )
 
     async def _mount(self, args: Args, _progress: Progress) -> None:
-        record, _ = self._load(args)
-        await self._pools.mount(record.volume, current_idmap(record.config))
+        record, expanded = self._load(args)
+        idmap = current_idmap(record.config)
+        protected = is_true(expanded.config.get("security.protection.shift"))
+        if protected and await self._pools.rewrites_owners(record.volume, idmap):
+            raise Forbidden(
+                f'Failed starting instance "{record.name}": Container is protected against filesystem shifting'
+            )
+        await self._pools.mount(record.volume, idmap)
 
     async def _unmount(self, args: Args) -> None:
         record, _ = self._load(args)

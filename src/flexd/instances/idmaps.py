@@ -78,6 +78,11 @@ def choose_idmap(
     """
     if is_true(config.get("security.privileged")):
         return IdMap(), 0
+    if allowed.count == 0:
+        raise BadRequest(
+            "Failed choosing an id map: flexd runs in a container that has no ids to give away; set its "
+            "security.idmap.size to 131072 or more, or make instances in it privileged"
+        )
     idmap, base = _choose_range(config, allowed, taken)
     return with_raw(idmap, parse_raw_idmap(config.get("raw.idmap", ""))), base
 

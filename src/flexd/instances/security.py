@@ -127,6 +127,12 @@ KEYS = (
     Key("security.nesting", kind="bool", default="false", live=False, description="Containers inside the container"),
     Key("security.privileged", kind="bool", default="false", live=False, description="Run without an id map"),
     Key("security.protection.delete", kind="bool", default="false", description="Refuse deletion"),
+    Key(
+        "security.protection.shift",
+        kind="bool",
+        default="false",
+        description="Refuse starts that would change owners on disk",
+    ),
     Key("security.syscalls.allow", check=rules_fault, live=False, description=f"Only these calls, {_RULES_HELP}"),
     Key("security.syscalls.blacklist", check=rules_fault, live=False, description="Old name of deny"),
     Key(

@@ -149,6 +149,10 @@ class Driver(Protocol):
         mount of that, made by the disk device."""
         ...
 
+    async def rewrites_owners(self, kind: VolumeKind, name: str, idmap: IdMap) -> bool:
+        """Whether mounting it under this map would change owners on disk."""
+        ...
+
     async def unmount_volume(self, kind: VolumeKind, name: str) -> None: ...
     async def list_volumes(self) -> list[tuple[VolumeKind, str]]:
         """What is on disk, for recovery; without snapshots."""

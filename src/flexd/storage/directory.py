@@ -227,6 +227,11 @@ class DirectoryDriver:
                 raise HostError(f"{what}: {error}", error.errno) from error
         return volume / "rootfs"
 
+    async def rewrites_owners(self, kind: VolumeKind, name: str, idmap: IdMap) -> bool:
+        """As here, where ids on disk are the container's own."""
+        del kind, name, idmap
+        return False
+
     async def unmount_volume(self, kind: VolumeKind, name: str) -> None:
         if kind != "custom":
             volume = self._volume(kind, name)

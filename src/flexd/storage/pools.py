@@ -331,6 +331,10 @@ class Pools:
             raise BadRequest(f"{what}: Block volumes cannot be used on containers")
         return await self.driver(ref.pool).mount_volume(ref.kind, ref.name, idmap)
 
+    async def rewrites_owners(self, ref: VolumeRef, idmap: IdMap) -> bool:
+        """Whether mounting it under this map would change owners on disk (security.protection.shift)."""
+        return await self.driver(ref.pool).rewrites_owners(ref.kind, ref.name, idmap)
+
     async def unmount(self, ref: VolumeRef) -> None:
         await self.driver(ref.pool).unmount_volume(ref.kind, ref.name)
 

@@ -139,3 +139,21 @@ async def test_an_edit_is_checked_too(home: House):
     put = InstancePut(config={"raw.idmap": "both 1000 x"}, devices={"root": ROOT}, profiles=["default"])
     with pytest.raises(InvalidInput, match=r"raw\.idmap"):
         await home.daemon.instances.patch(PROJECT, "c1", put)
+
+
+async def test_protection_against_shifting(home: House):
+    await home.create(config={"security.protection.shift": "true"})
+    await home.act("start")
+    await home.act("stop", force=True)
+    put = InstancePut(
+        config={"security.protection.shift": "true", "raw.idmap": "both 1000 1000"},
+        devices={"root": ROOT},
+        profiles=["default"],
+    )
+    await home.daemon.instances.patch(PROJECT, "c1", put)
+    with pytest.raises(FlexdError, match="protected against filesystem shifting"):
+        await home.act("start")
+    assert home.status() == "Stopped"
+    put.config.pop("security.protection.shift")
+    await home.daemon.instances.patch(PROJECT, "c1", put)
+    await home.act("start")

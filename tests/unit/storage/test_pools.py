@@ -2,7 +2,6 @@
 """Pools as the API and the instances package see them."""
 
 import asyncio
-import errno
 import shutil
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from flexd.api.idmap import IdMap
 from flexd.api.storage_pool import StoragePool, StoragePoolPut, StoragePoolsPost
 from flexd.host.contract import HostError
 from flexd.storage.contract import (
-    IdmapUnsupported,
     PoolNotFound,
     PoolUnavailable,
     QuotaUnsupported,
@@ -257,14 +255,37 @@ async def test_a_pool_that_a_host_can_no_longer_use(pooled: Daemon) -> None:
 
 
 async def test_a_dir_pool_without_idmapped_mounts(daemon: Daemon) -> None:
-    await daemon.pools.create(StoragePoolsPost(name="p", driver="dir"))
-    await daemon.pools.create_instance(C1, "default", image=("f00", unpack), size_bytes=0)
+    """Owners on disk are rewritten, once, and never under somebody's feet."""
     features = msgspec.structs.replace(daemon.host.machine.features_value, idmapped_mounts=False)
     daemon.host.machine.features_value = features
-    daemon.host.fail(method="mounts.idmapped_bind", error=HostError("mount_setattr: Invalid argument", errno.EINVAL))
-    with pytest.raises(IdmapUnsupported, match=r"Linux 5\.12 or newer"):
-        await daemon.pools.mount(C1, IdMap.single(1000000, 65536))
+    await daemon.pools.create(StoragePoolsPost(name="p", driver="dir"))
+    await daemon.pools.create_instance(C1, "default", image=("f00", unpack), size_bytes=0)
+    first, second = IdMap.single(1000000, 65536), IdMap.single(2000000, 65536)
+    for _ in range(2):
+        await daemon.pools.mount(C1, first)
+        await daemon.pools.unmount(C1)
+    await daemon.pools.mount(C1, second)
     await daemon.pools.mount(C1, IdMap())
+    assert rewritten(daemon) == [(IdMap(), first), (first, second), (second, IdMap())]
+
+
+async def test_a_rewrite_that_was_cut_short_is_finished(daemon: Daemon) -> None:
+    features = msgspec.structs.replace(daemon.host.machine.features_value, idmapped_mounts=False)
+    daemon.host.machine.features_value = features
+    await daemon.pools.create(StoragePoolsPost(name="p", driver="dir"))
+    await daemon.pools.create_instance(C1, "default", image=("f00", unpack), size_bytes=0)
+    idmap = IdMap.single(1000000, 65536)
+    daemon.host.fail(method="files.shift_tree", error=HostError("power cut"))
+    with pytest.raises(HostError):
+        await daemon.pools.mount(C1, idmap)
+    daemon.host.heal()
+    await daemon.pools.mount(C1, IdMap())
+    # Ids that are in the map's range already are left alone.
+    assert rewritten(daemon) == [(IdMap.single(0, 1000000), idmap), (idmap, IdMap())]
+
+
+def rewritten(daemon: Daemon) -> list[tuple[IdMap, IdMap]]:
+    return [(shifted.old, shifted.new) for shifted in daemon.host.files.shifted]
 
 
 async def test_a_size_where_there_are_no_quotas(pooled: Daemon) -> None:

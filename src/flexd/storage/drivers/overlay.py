@@ -156,6 +156,10 @@ class OverlayDriver(SnapshotDriver):
 
     # --- another id map ---
 
+    async def rewrites_owners(self, kind: VolumeKind, name: str, idmap: IdMap) -> bool:
+        text = await asyncio.to_thread(read_fact, self._layer(self._volume(kind, name)), "idmap")
+        return text is not None and parse_idmap(text) != idmap
+
     async def _change_idmap(self, volume: Path, old: IdMap | None, new: IdMap) -> None:
         if old is None:
             await asyncio.to_thread(self._dress, volume, new)
