@@ -186,6 +186,7 @@ class Daemon:
             directory=self.directory / "security",
             guest_directory=self.directory / GUEST_DIRECTORY,
             features=features,
+            daemon_id=daemon_id(self.directory),
         )
         self.metadata_documents = MetadataDocuments(mirror, registry, self.images)
         self.metadata = Metadata(registry=registry, documents=self.metadata_documents, locks=locks, events=events)

@@ -443,6 +443,7 @@ class Features(Struct):
     pidfd: bool = False
     seccomp_listener: bool = False
     apparmor: bool = False
+    apparmor_stacking: bool = False  # a namespace of policies for what is loaded inside a container
     unprivileged_user_namespaces: bool = False
     nested: bool = False  # this daemon is itself in a user namespace, as in a container
     network_namespace_id: bool = False
@@ -484,6 +485,20 @@ class Machine(Protocol):
     async def load_module(self, name: str) -> None:
         """Load a kernel module, unless the kernel has it already (modprobe(8))."""
         ...
+
+    async def load_profile(self, path: Path) -> None:
+        """Load the AppArmor profile of a file into the kernel, or replace it there (apparmor_parser(8))."""
+        ...
+
+    async def unload_profile(self, path: Path) -> None:
+        """Take it out again; not loaded, or no such file: no error."""
+        ...
+
+    async def make_policy_namespace(self, name: str) -> None:
+        """A namespace for AppArmor profiles that are loaded inside a container; there already: no error."""
+        ...
+
+    async def remove_policy_namespace(self, name: str) -> None: ...
 
     async def unknown_syscalls(self, names: Sequence[str]) -> list[str]:
         """Those of the names that are no system call on any architecture."""

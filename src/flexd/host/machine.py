@@ -60,6 +60,9 @@ _INITIAL_MAP = ["0", "0", "4294967295"]
 _PROBE_TIMEOUT_S = 5.0
 # A module may wait for hardware and firmware.
 _MODPROBE_TIMEOUT_S = 60.0
+# A profile compiles in a tenth of a second, in several on slow machines.
+_PARSER_TIMEOUT_S = 60.0
+_POLICY_NAMESPACES = "sys/kernel/security/apparmor/policy/namespaces"
 
 # LXD's "production setup" and what 100 containers with systemd were seen to need.
 _WANTED_SYSCTLS: dict[str, int] = {
@@ -150,6 +153,29 @@ class LinuxMachine:
         except CommandFailed as error:
             raise HostError(f"load kernel module {name}: {error}") from error
 
+    async def load_profile(self, path: Path) -> None:
+        await self._apparmor(path, "--replace", "load")
+
+    async def unload_profile(self, path: Path) -> None:
+        if await self._threads.run(path.exists):
+            await self._apparmor(path, "--remove", "unload")
+
+    async def _apparmor(self, path: Path, how: str, what: str) -> None:
+        try:
+            await self._processes.run(
+                ["apparmor_parser", how, "--skip-cache", os.fspath(path)], timeout_s=_PARSER_TIMEOUT_S
+            )
+        except CommandFailed as error:
+            if how == "--remove" and "doesn't exist" in error.stderr_tail:
+                return
+            raise HostError(f"{what} AppArmor profile {path}: {error}") from error
+
+    async def make_policy_namespace(self, name: str) -> None:
+        await self._threads.run(_make_directory, self._root / _POLICY_NAMESPACES / name)
+
+    async def remove_policy_namespace(self, name: str) -> None:
+        await self._threads.run(_remove_directory, self._root / _POLICY_NAMESPACES / name)
+
     async def unknown_syscalls(self, names: Sequence[str]) -> list[str]:
         return await self._threads.run(system_calls.unknown, names)
 
@@ -215,10 +241,22 @@ def _kernel_features(root: Path) -> Features:
         seccomp_listener=syscalls.seccomp_action_available(syscalls.SECCOMP_RET_USER_NOTIF),
         apparmor=_text(root / "sys/module/apparmor/parameters/enabled").strip() == "Y"
         and (root / "sys/kernel/security/apparmor").is_dir(),
+        apparmor_stacking=_text(root / "sys/kernel/security/apparmor/features/domain/stack").strip() == "yes",
         unprivileged_user_namespaces=_user_namespaces_allowed(root / "proc/sys"),
         nested=_text(root / "proc/self/uid_map").split() != _INITIAL_MAP,
         network_namespace_id=_namespace_ids_work(),
     )
+
+
+def _make_directory(path: Path) -> None:
+    with syscalls.naming(f"make {path}", "mkdir"):
+        path.mkdir(exist_ok=True)
+
+
+def _remove_directory(path: Path) -> None:
+    if path.exists():
+        with syscalls.naming(f"remove {path}", "rmdir"):
+            path.rmdir()
 
 
 def _make_probe_directories(parent: Path) -> Path:

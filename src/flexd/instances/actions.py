@@ -161,6 +161,7 @@ class Actions:
         await self._pools.unmount(record.volume)
 
     async def _release_mount(self, args: Args, _progress: Progress) -> None:
+        await self._confinement.release(self._load(args)[0].storage_name)
         await self._unmount(args)
 
     def attached_context(self, args: Args) -> tuple[Kind | None, DeviceContext]:
@@ -225,6 +226,7 @@ class Actions:
         running: RunningContainer | None = await self._runtime.find(record.storage_name)
         if running is not None:
             await self.kill(record, running)
+        await self._confinement.release(record.storage_name)
 
     async def kill(self, record: InstanceRecord, container: RunningContainer) -> None:
         """End a container by force, at once. Its devices are cleaned up after its end, whoever ended it."""

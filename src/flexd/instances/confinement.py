@@ -6,11 +6,14 @@ import os
 from pathlib import Path
 
 from flexd.api.errors import BadRequest, Fault
+from flexd.api.units import is_true
 from flexd.host.contract import Features, Host, HostError
-from flexd.instances.record import Expanded, InstanceRecord
+from flexd.instances.record import Config, Expanded, InstanceRecord
 from flexd.instances.registry import Registry
 from flexd.instances.security import has_guest_api, interceptions, modules, seccomp_rules, supervision, sysctls
 from flexd.instances.spec import Confined
+from flexd.runtime.apparmor import Confinement as Profile
+from flexd.runtime.apparmor import label, render_profile
 from flexd.runtime.contract import Supervision
 from flexd.runtime.seccomp import named_calls, render_policy
 
@@ -19,23 +22,36 @@ class Confinement:
     """One per daemon; keeps files below one directory, one a running name."""
 
     def __init__(
-        self, *, host: Host, registry: Registry, directory: Path, guest_directory: Path, features: Features
+        self,
+        *,
+        host: Host,
+        registry: Registry,
+        directory: Path,
+        guest_directory: Path,
+        features: Features,
+        daemon_id: str,
     ) -> None:
         self._host = host
         self._registry = registry
         self._directory = directory
         self._guest_directory = guest_directory
         self._features = features
+        self._daemon_id = daemon_id
 
     async def host_faults(self, expanded: Expanded) -> list[Fault]:
         """Keys that this host cannot hold: a rule about a system call that nobody knows would confine nothing."""
-        faults = []
+        faults = self._apparmor_faults(expanded)
         for key in ("allow", "deny", "whitelist", "blacklist"):
             path = f"security.syscalls.{key}"
             calls = named_calls(expanded.config.get(path, ""))
             unknown = await self._host.machine.unknown_syscalls(calls) if calls else []
             faults += [Fault(f"config.{path}", f'"{name}" is not the name of a system call here') for name in unknown]
         return faults + await self._interception_faults(expanded)
+
+    def _apparmor_faults(self, expanded: Expanded) -> list[Fault]:
+        if not expanded.config.get("raw.apparmor") or self._features.apparmor:
+            return []
+        return [Fault("config.raw.apparmor", "cannot work: this host's kernel has no AppArmor")]
 
     async def _interception_faults(self, expanded: Expanded) -> list[Fault]:
         wanted = interceptions(expanded.config)
@@ -80,6 +96,7 @@ class Confinement:
         return Confined(
             seccomp_profile=str(path) if policy else "",
             sysctls=sysctls(expanded.config),
+            apparmor_profile=await self._load_profile(record, expanded),
             supervised=bool(interceptions(expanded.config)),
             limit_devices="mount" in interceptions(expanded.config),
             guest_api=str(self._guest_directory) if has_guest_api(expanded.config) else "",
@@ -93,9 +110,44 @@ class Confinement:
                 f'Failed starting instance "{record.name}": kernel module "{name}" cannot be loaded: {error}'
             ) from error
 
+    async def _load_profile(self, record: InstanceRecord, expanded: Expanded) -> str:
+        """The label of its own AppArmor profile, loaded. In a container the outer profile holds all that is inside."""
+        if not self._features.apparmor:
+            return ""
+        if self._features.nested:
+            return "unchanged"
+        wanted = self._apparmor(record.storage_name, expanded.config)
+        path = self._apparmor_path(record.storage_name)
+        await asyncio.to_thread(_write, path, render_profile(wanted))
+        if wanted.namespace:
+            await self._host.machine.make_policy_namespace(wanted.namespace)
+        await self._host.machine.load_profile(path)
+        return label(wanted)
+
+    def _apparmor(self, runtime_name: str, config: Config) -> Profile:
+        name = f"flexd-{self._daemon_id}_{runtime_name}"
+        unprivileged = not is_true(config.get("security.privileged"))
+        return Profile(
+            name=name,
+            namespace=name if self._features.apparmor_stacking and unprivileged else "",
+            nesting=is_true(config.get("security.nesting")),
+            unprivileged=unprivileged,
+            raw=config.get("raw.apparmor", ""),
+        )
+
+    async def release(self, runtime_name: str) -> None:
+        """After its end: what the kernel keeps of it."""
+        if self._features.apparmor and not self._features.nested:
+            await self._host.machine.remove_policy_namespace(self._apparmor(runtime_name, {}).name)
+            await self._host.machine.unload_profile(self._apparmor_path(runtime_name))
+
     async def remove(self, runtime_name: str) -> None:
         """The instance is deleted; without files of it this does nothing."""
+        await asyncio.to_thread(self._apparmor_path(runtime_name).unlink, missing_ok=True)
         await asyncio.to_thread(self._seccomp_path(runtime_name).unlink, missing_ok=True)
+
+    def _apparmor_path(self, runtime_name: str) -> Path:
+        return self._directory / "apparmor" / runtime_name
 
     def _seccomp_path(self, runtime_name: str) -> Path:
         return self._directory / "seccomp" / runtime_name

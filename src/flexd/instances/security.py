@@ -116,6 +116,7 @@ _INTERCEPTIONS: dict[str, Interception] = {
 KEYS = (
     Key("linux.kernel_modules", check=_modules_fault, live=False, description="Modules that the host loads first"),
     Key(_SYSCTL + "*", live=False, description="Sysctls of its namespaces: linux.sysctl.net.ipv4.ip_forward"),
+    Key("raw.apparmor", kind="blob", live=False, description="Rules added to the generated AppArmor profile"),
     Key("raw.idmap", kind="blob", check=_raw_idmap_fault, live=False, description="`both HOST OWN`, ids or ranges"),
     Key("raw.lxc", kind="blob", check=raw_lxc_fault, live=False, description="Lines added to liblxc's configuration"),
     Key("raw.seccomp", kind="blob", live=False, description="A whole seccomp policy, in place of the generated one"),

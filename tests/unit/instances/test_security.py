@@ -157,3 +157,30 @@ async def test_protection_against_shifting(home: House):
     put.config.pop("security.protection.shift")
     await home.daemon.instances.patch(PROJECT, "c1", put)
     await home.act("start")
+
+
+async def test_a_profile_is_loaded_for_the_run(home: House):
+    machine = home.host.machine
+    await home.create(config={"raw.apparmor": "deny /etc/shadow r,"})
+    await home.act("start")
+    name = next(iter(machine.policy_namespaces))
+    assert home.runtime.specs["c1"].apparmor_profile == f"{name}//&:{name}:"
+    assert f'profile "{name}" ' in machine.profiles["c1"]
+    assert "  deny /etc/shadow r," in machine.profiles["c1"].splitlines()
+    await home.act("stop", force=True)
+    assert (machine.profiles, machine.policy_namespaces) == ({}, set())
+
+
+async def test_no_profile_is_left_by_a_start_that_failed(home: House):
+    await home.create()
+    home.runtime.failing["c1"] = "no such init"
+    with pytest.raises(FlexdError):
+        await home.act("start")
+    assert (home.host.machine.profiles, home.host.machine.policy_namespaces) == ({}, set())
+
+
+async def test_a_privileged_one_has_no_namespace(home: House):
+    await home.create(config={"security.privileged": "true"})
+    await home.act("start")
+    assert home.host.machine.policy_namespaces == set()
+    assert "//&" not in home.runtime.specs["c1"].apparmor_profile

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A machine that can do everything, unless a test takes something away."""
 
+import asyncio
 import uuid
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -27,6 +29,7 @@ class FakeMachine:
             pidfd=True,
             seccomp_listener=True,
             apparmor=True,
+            apparmor_stacking=True,
             unprivileged_user_namespaces=True,
             network_namespace_id=True,
             programs=dict.fromkeys(("lxc-start", "dnsmasq", "nft", "tar", "unsquashfs", "mksquashfs", "rsync"), "1.0"),
@@ -36,6 +39,8 @@ class FakeMachine:
         self.load = (0.0, 0.0, 0.0)
         self.modules = {"br_netfilter", "overlay"}  # those that can be loaded
         self.loaded: set[str] = set()
+        self.profiles: dict[str, str] = {}  # AppArmor's, by file name
+        self.policy_namespaces: set[str] = set()
         self.syscalls_unknown = {"mkdirr"}
         self.memory = 8 << 30
         self.cpus = "0-3"
@@ -80,6 +85,22 @@ class FakeMachine:
         if name not in self.modules:
             raise HostError(f"load kernel module {name}: not found")
         self.loaded.add(name)
+
+    async def load_profile(self, path: Path) -> None:
+        self._recorder.note("machine.load_profile", path)
+        self.profiles[path.name] = await asyncio.to_thread(path.read_text)
+
+    async def unload_profile(self, path: Path) -> None:
+        self._recorder.note("machine.unload_profile", path)
+        self.profiles.pop(path.name, None)
+
+    async def make_policy_namespace(self, name: str) -> None:
+        self._recorder.note("machine.make_policy_namespace", name)
+        self.policy_namespaces.add(name)
+
+    async def remove_policy_namespace(self, name: str) -> None:
+        self._recorder.note("machine.remove_policy_namespace", name)
+        self.policy_namespaces.discard(name)
 
     async def unknown_syscalls(self, names: Sequence[str]) -> list[str]:
         self._recorder.note_reading("machine.unknown_syscalls")
