@@ -87,6 +87,6 @@ def test_copy_to_another_pool(tiny: Machine, pool: str):
     tiny.lxc("restore", "snap-here", "s")
     assert _read(tiny, "snap-here") == "one"
     tiny.lxc("stop", "-f", "snap-here")
-    tiny.lxc("copy", "snap-there", "snap-here", "--refresh", "--instance-only")
+    tiny.lxc("copy", "snap-there", "snap-here", "-s", pool, "--refresh", "--instance-only")
     tiny.lxc("start", "snap-here")
     assert _read(tiny, "snap-here") == "two"

@@ -6,6 +6,7 @@ starts (dnsmasq, monitors of containers) must outlive it.
 """
 
 import asyncio
+import contextlib
 import errno
 import os
 import signal
@@ -106,6 +107,7 @@ class LinuxProcesses:
             raise CommandFailed(argv, -signal.SIGKILL, f"not finished after {timeout_s} s, killed") from error
         finally:
             child.kill_group()
+            _close_pipes(popen)  # a cancellation may have come before anything read from them
             if child.returncode is None:
                 await child.wait()
         if check and status != 0:
@@ -205,6 +207,14 @@ def _abandon(starting: "asyncio.Future[tuple[_Popen, int]]") -> None:
     """Kill what came up after nobody wanted it any more."""
     if not starting.cancelled() and starting.exception() is None:
         Child(*starting.result(), starting.get_loop()).kill_group()
+        _close_pipes(starting.result()[0])
+
+
+def _close_pipes(popen: _Popen) -> None:
+    for pipe in (popen.stdin, popen.stdout, popen.stderr):
+        if pipe is not None:
+            with contextlib.suppress(OSError):  # what a dead reader left in stdin's buffer
+                pipe.close()
 
 
 def _not_started(argv: Sequence[str], cwd: Path | None, error: OSError) -> CommandFailed:

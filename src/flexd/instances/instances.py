@@ -6,7 +6,7 @@ Creating is `creation.py`'s, starting and stopping `lifecycle.py`'s; exec, conso
 
 import msgspec
 
-from flexd.api.errors import BadRequest, Conflict, Fault, Forbidden, raise_faults
+from flexd.api.errors import BadRequest, Conflict, Forbidden, raise_faults
 from flexd.api.instance import Instance, InstancePost, InstancePut, InstancesPost
 from flexd.api.units import is_true
 from flexd.devices.devices import Devices
@@ -32,6 +32,8 @@ _DAEMONS_KEYS = (
     "volatile.idmap.current",
     "volatile.idmap.next",
     "volatile.last_state.idmap",
+    "volatile.last_state.power",
+    "volatile.last_state.ready",
 )
 
 
@@ -135,7 +137,6 @@ class Instances:
                 f'Failed updating instance "{old.name}": its root disk is on pool "{old.pool}" and cannot be moved '
                 "or removed by an edit"
             )
-        raise_faults(_changed_volatile(old, new))
         await self._resolver.check_host(new, expanded)
 
     # --- rename and delete ---
@@ -199,16 +200,8 @@ class Instances:
 
 
 def _with_daemons_keys(old: Config, new: Config) -> Config:
-    """What is the daemon's stays: clients may send no `volatile.*`, or what they read before the last start."""
-    kept = {key: value for key, value in old.items() if key in (*_DAEMONS_KEYS, INSTANCE_ID) and key not in new}
-    power = {key: old[key] for key in ("volatile.last_state.power", "volatile.last_state.ready") if key in old}
-    return new | kept | power
-
-
-def _changed_volatile(old: InstanceRecord, new: InstanceRecord) -> list[Fault]:
-    """An edit may not change what ties the instance to the host."""
-    return [
-        Fault(f"config.{key}", "is kept by the daemon and cannot be changed")
-        for key in _DAEMONS_KEYS
-        if old.config.get(key) != new.config.get(key)
-    ]
+    """What is the daemon's stays: clients send no `volatile.*`, or what they read before the last start, or even those
+    of another instance (`lxc copy --refresh`)."""
+    sent = {key: value for key, value in new.items() if key not in _DAEMONS_KEYS}
+    kept = {key: old[key] for key in _DAEMONS_KEYS if key in old}
+    return {INSTANCE_ID: old[INSTANCE_ID]} | sent | kept if INSTANCE_ID in old else sent | kept
