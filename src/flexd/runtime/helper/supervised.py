@@ -9,6 +9,7 @@ import errno
 import os
 import socket
 import struct
+import time
 from collections.abc import Sequence
 
 from flexd.runtime.helper.command_names import socket_name
@@ -18,8 +19,9 @@ from flexd.runtime.helper.filter import Filter
 _REQUEST = struct.Struct("@iiP")
 _RESPONSE = struct.Struct("@iiP")
 _ADD_LISTENER = 13  # LXC_CMD_SECCOMP_NOTIFY_ADD_LISTENER
-# The monitor reads the listener without waiting for it, so the command may have to be said again (EAGAIN).
-_TRIES = 1000
+# The monitor reads the listener without waiting for it, so the command may have to be said again. Its answer is then
+# whatever errno it had last: EAGAIN mostly, EPERM was seen under load. EINVAL means that it wants no listener at all.
+_TRIES, _PAUSE_S = 1000, 0.001
 # As a shell (POSIX sh, "Exit Status for Commands").
 _NOT_EXECUTABLE, _NOT_FOUND = 126, 127
 
@@ -82,7 +84,8 @@ def add_listener(directory: str, name: str, listener: int) -> None:
             socket.send_fds(monitor, [b"\0"], [listener])
             answer = monitor.recv(_RESPONSE.size, socket.MSG_WAITALL)
         result = _RESPONSE.unpack(answer)[0] if len(answer) == _RESPONSE.size else -errno.ECONNRESET
-        if result != -errno.EAGAIN:
+        if result in (0, -errno.EINVAL):
             break
+        time.sleep(_PAUSE_S)
     if result != 0:
         raise OSError(-result, f"give the seccomp listener to the monitor: {os.strerror(-result)}")
