@@ -49,8 +49,6 @@ log = logging.getLogger(__name__)
 UsedBy = Callable[[str], list[str]]
 
 POOL_KEYS = (
-    Key("rsync.bwlimit", description="Limit of rsync's bandwidth when a volume is copied between hosts"),
-    Key("rsync.compression", kind="bool", default="true", description="Whether rsync compresses between hosts"),
     Key("user.*", description="Free-form"),
 )
 _FIXED = ("source", "volatile.")
