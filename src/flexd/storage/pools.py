@@ -48,9 +48,7 @@ log = logging.getLogger(__name__)
 
 UsedBy = Callable[[str], list[str]]
 
-POOL_KEYS = (
-    Key("user.*", description="Free-form"),
-)
+POOL_KEYS = (Key("user.*", description="Free-form"),)
 _FIXED = ("source", "volatile.")
 
 

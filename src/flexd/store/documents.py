@@ -57,7 +57,9 @@ class Documents(Generic[T]):
         return Put(self.key(*path), msgspec.json.encode(value))
 
     def delete_op(self, path: Sequence[str]) -> Delete:
-        return Delete(self.key(*path))
+        key = self.key(*path)
+        self._decoded.pop(key, None)  # or what was decoded would outlive the document
+        return Delete(key)
 
     def unchanged(self, path: Sequence[str], revision: int) -> If:
         """The condition that a document still has this revision (0: is absent)."""
