@@ -46,12 +46,15 @@ from flexd.runtime.settling import survives
 _NO_PROGRAMS = {"PATH": "/nonexistent"}
 # Starting takes 10-60 ms. A start on a machine that swaps may take long; one that hangs must end some time.
 _START_TIMEOUT_S = 60.0
-_LXCFS = Path("/var/lib/lxcfs")
 
 
 class LxcRuntime:
-    def __init__(self, *, host: Host, directory: Path, log_directory: Path) -> None:
+    def __init__(
+        self, *, host: Host, directory: Path, log_directory: Path, lxcfs: Path = Path("/var/lib/lxcfs")
+    ) -> None:
+        """`lxcfs` is where lxcfs(1) is mounted, if it is."""
         self._host = host
+        self._lxcfs = lxcfs
         self._directory = directory
         self._log_directory = log_directory
         self._helper = HelperProcess(host.processes)
@@ -338,7 +341,7 @@ class LxcRuntime:
                 nested=features.nested,
                 seccomp_proxy=str(self._listener.path),
             )
-        lxcfs, directories = await asyncio.to_thread(_look_around)
+        lxcfs, directories = await asyncio.to_thread(_look_around, self._lxcfs)
         return msgspec.structs.replace(self._facts, lxcfs=lxcfs, kernel_directories=directories)
 
     async def _ask_library(self) -> tuple[str, dict[str, str]]:
@@ -369,8 +372,9 @@ def _read_record(path: Path) -> ProcessRef | None:
         return None
 
 
-def _look_around() -> tuple[str, tuple[str, ...]]:
-    lxcfs = str(_LXCFS) if (_LXCFS / "proc/meminfo").exists() else ""
+def _look_around(mounted: Path) -> tuple[str, tuple[str, ...]]:
+    # A killed lxcfs leaves a mount that answers ENOTCONN (access(2) says no, stat(2) would raise).
+    lxcfs = str(mounted) if os.access(mounted / "proc/meminfo", os.R_OK) else ""
     return lxcfs, tuple(path for path in KERNEL_DIRECTORIES if os.path.isdir(path))
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import struct
+import subprocess
 import termios
 from pathlib import Path
 
@@ -46,6 +47,41 @@ async def test_two_daemons_run_a_container_of_the_same_name(place: Place, direct
     finally:
         await other.kill(second)
         await other.close()
+        await host.close()
+
+
+async def test_an_lxcfs_that_died(place: Place, directory: Path) -> None:
+    """Its mount stays behind and answers ENOTCONN; containers then start without it."""
+    if shutil.which("lxcfs") is None or not os.path.exists("/dev/fuse"):
+        pytest.skip("there is no lxcfs or no /dev/fuse")
+    mounted = directory / "lxcfs"
+    mounted.mkdir()
+    process = await asyncio.create_subprocess_exec(
+        "lxcfs",
+        "--foreground",
+        "--pidfile",
+        str(directory / "lxcfs.pid"),
+        str(mounted),
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    host = LinuxHost()
+    runtime = LxcRuntime(host=host, directory=directory / "containers", log_directory=directory / "logs", lxcfs=mounted)
+    try:
+        await settled(lambda: os.path.exists(mounted / "proc/uptime"))
+        container = await runtime.start(place.spec())
+        assert b"fuse.lxcfs" in (await run(runtime, container, "cat", "/proc/mounts"))[1]
+        await runtime.kill(container)
+        process.kill()
+        await process.wait()
+        container = await runtime.start(place.spec())
+        assert b"fuse.lxcfs" not in (await run(runtime, container, "cat", "/proc/mounts"))[1]
+        await runtime.kill(container)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        await asyncio.to_thread(subprocess.run, ["umount", "--lazy", mounted], check=True)
+        await runtime.close()
         await host.close()
 
 
