@@ -50,9 +50,13 @@ class Machine:
         self._environment = dict(environment or {})
         self._process: subprocess.Popen[bytes] | None = None
         # Holds the network namespace while no daemon runs in it.
+        self._anchor = self._open_namespaces()
+        subprocess.run([*self.enter(), "ip", "link", "set", "lo", "up"], check=True)
+
+    def _open_namespaces(self) -> "subprocess.Popen[bytes]":
         self._anchor = subprocess.Popen(["unshare", "--net", "sleep", "infinity"], stdin=subprocess.DEVNULL)
         self._wait_for_namespace()
-        subprocess.run([*self.enter(), "ip", "link", "set", "lo", "up"], check=True)
+        return self._anchor
 
     def _wait_for_namespace(self) -> None:
         own = os.readlink("/proc/self/ns/net")
@@ -81,7 +85,7 @@ class Machine:
     def start(self) -> None:
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [*self.enter(), sys.executable, "-m", "flexd.daemon", "--debug"],
+                [*self.enter(), *self._daemon()],
                 env=self.environment() | self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -92,6 +96,9 @@ class Machine:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"the daemon did not come up:\n{self.log_tail()}")
             time.sleep(0.02)
+
+    def _daemon(self) -> list[str]:
+        return [sys.executable, "-m", "flexd.daemon", "--debug"]
 
     def _answers(self) -> bool:
         try:
@@ -257,9 +264,12 @@ class Machine:
                 left = self.leftovers()
         finally:
             self._sweep()
-            self._anchor.kill()
-            self._anchor.wait()
+            self._close_namespaces()
         return left
+
+    def _close_namespaces(self) -> None:
+        self._anchor.kill()
+        self._anchor.wait()
 
     def _sweep(self) -> None:
         if self._process is not None and self._process.poll() is None:
