@@ -139,7 +139,7 @@ class Daemon:
         self.registry = Registry(mirror)
         self._compose_instances(terminals, locks, features)
         sources = (
-            partial(lacking, features),
+            partial(lacking, host.machine, runtime),
             partial(broken_pools, self.pools),
             partial(broken_networks, self.networks),
         )

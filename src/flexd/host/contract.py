@@ -448,7 +448,6 @@ class Features(Struct):
     nested: bool = False  # this daemon is itself in a user namespace, as in a container
     network_namespace_id: bool = False
     programs: dict[str, str] = field(default_factory=dict)  # name -> version ("" where it does not tell)
-    missing: dict[str, str] = field(default_factory=dict)  # what is missing -> what then does not work
 
 
 class SubordinateRange(Struct, frozen=True):
@@ -460,6 +459,10 @@ class SubordinateRange(Struct, frozen=True):
 
 class Machine(Protocol):
     async def features(self) -> Features: ...
+    async def missing(self) -> dict[str, str]:
+        """What this host lacks now -> what then does not work; cheap, as programs may be installed at any time."""
+        ...
+
     async def subordinate_ids(self) -> SubordinateRange: ...
     async def boot_id(self) -> str:
         """`/proc/sys/kernel/random/boot_id`: differs after a reboot of the host."""

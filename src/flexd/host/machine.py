@@ -13,6 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from flexd.api.idmap import IdMap
 from flexd.host import resources, syscalls, system_calls
 from flexd.host.contract import (
@@ -24,6 +26,7 @@ from flexd.host.contract import (
     Processes,
     SubordinateRange,
 )
+from flexd.host.missing import missing
 from flexd.host.mounts import left_behind
 from flexd.host.threads import Threads
 
@@ -40,18 +43,6 @@ _PROGRAMS: dict[str, list[str]] = {
     "mmdebstrap": [],
     "rsync": ["--version"],
     "newuidmap": [],
-}
-# Without it: what then does not work. Programs that nothing needs but more speed are not listed.
-_WITHOUT: dict[str, str] = {
-    "lxc-start": "containers cannot be started (package lxc)",
-    "dnsmasq": "managed bridges have no DHCP and DNS (package dnsmasq-base)",
-    "nft": "managed bridges have no NAT and firewall (package nftables)",
-    "btrfs": "storage pools of driver btrfs (package btrfs-progs)",
-    "criu": "stateful snapshots and live migration (package criu)",
-    "tar": "images and backups (package tar)",
-    "unsquashfs": "images in squashfs format (package squashfs-tools)",
-    "mksquashfs": "making images in squashfs format (package squashfs-tools)",
-    "mmdebstrap": "building images of Debian and Ubuntu (package mmdebstrap)",
 }
 _SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _VERSION = re.compile(r"\d+(?:\.\d+)+[^\s,()]*")
@@ -110,6 +101,7 @@ class LinuxMachine:
         self._mounts = mounts
         self._cgroups = cgroups
         self._root = root
+        self._known: Features | None = None
 
     async def features(self) -> Features:
         features, cgroup, programs, (idmapped, overlay) = await asyncio.gather(
@@ -120,8 +112,13 @@ class LinuxMachine:
         features.programs = programs
         features.idmapped_mounts = idmapped
         features.overlay_idmapped_lower = overlay
-        features.missing = missing(features)
+        self._known = features
         return features
+
+    async def missing(self) -> dict[str, str]:
+        known = self._known or await self.features()
+        found = await self._threads.run(_installed)
+        return missing(msgspec.structs.replace(known, programs=dict.fromkeys(found, "")))
 
     async def subordinate_ids(self) -> SubordinateRange:
         return await self._threads.run(self._subordinate_ids)
@@ -192,7 +189,7 @@ class LinuxMachine:
         return within(wanted, *(first_ids(text) for text in maps))
 
     async def _programs(self) -> dict[str, str]:
-        found = await self._threads.run(lambda: [name for name in _PROGRAMS if shutil.which(name, path=_SEARCH_PATH)])
+        found = await self._threads.run(_installed)
         versions = await asyncio.gather(*(self._version(name) for name in found))
         return dict(zip(found, versions, strict=True))
 
@@ -246,6 +243,10 @@ def _kernel_features(root: Path) -> Features:
         nested=_text(root / "proc/self/uid_map").split() != _INITIAL_MAP,
         network_namespace_id=_namespace_ids_work(),
     )
+
+
+def _installed() -> list[str]:
+    return [name for name in _PROGRAMS if shutil.which(name, path=_SEARCH_PATH)]
 
 
 def _make_directory(path: Path) -> None:
@@ -307,22 +308,6 @@ def parse_version(text: str) -> str:
     """The first thing like a version in what a program prints: `5.0.2`, `v1.0.6` without the v."""
     match = _VERSION.search(text)
     return match[0] if match else ""
-
-
-def missing(features: Features) -> dict[str, str]:
-    absent = {name: words for name, words in _WITHOUT.items() if name not in features.programs}
-    kernel = {
-        "idmapped mounts": (features.idmapped_mounts, "shifting ids without rewriting files (Linux 5.12)"),
-        "overlay on idmapped mounts": (
-            features.overlay_idmapped_lower, "unprivileged containers in storage pools of driver overlay (Linux 5.19)",
-        ),
-        "pidfd": (features.pidfd, "watching containers across restarts of the daemon (Linux 5.3)"),
-        "seccomp listener": (features.seccomp_listener, "security.syscalls.intercept.* (Linux 5.0)"),
-        "AppArmor": (features.apparmor, "confining containers by AppArmor profiles"),
-        "network namespace ids": (features.network_namespace_id, "network figures of instances (Linux 4.20)"),
-        "user namespaces": (features.unprivileged_user_namespaces, "unprivileged containers"),
-    }  # fmt: skip
-    return absent | {name: words for name, (present, words) in kernel.items() if not present}
 
 
 def root_ranges(text: str) -> list[tuple[int, int]]:

@@ -187,6 +187,10 @@ class Runtime(Protocol):
         """`environment.lxc_features`: name -> "true"/"false", LXD's names."""
         ...
 
+    async def missing(self) -> Mapping[str, str]:
+        """What containers go without on this host now -> what that means for them; cheap."""
+        ...
+
     async def supervise(self, lookup: Callable[[str], Supervision | None]) -> None:
         """From now on act on intercepted system calls of the container named as `lookup` says (None: as the kernel)."""
         ...

@@ -96,6 +96,7 @@ class FakeRuntime:
         self.failing: dict[str, str] = {}  # name -> why its next start fails
         self.failing_calls: dict[str, str] = {}  # method ("add_mount") -> why it fails from now on
         self.ignoring_shutdown: set[str] = set()
+        self.lacks: dict[str, str] = {}  # what `missing` says
         self.proxies: dict[Path, ProxySpec] = {}  # those that run, by their record
 
     # --- what happens inside, for tests ------------------------------------------------------------------------------
@@ -123,6 +124,9 @@ class FakeRuntime:
 
     async def features(self) -> Mapping[str, str]:
         return {"cgroup2": "true", "pidfd": "true", "seccomp_notify": "true"}
+
+    async def missing(self) -> Mapping[str, str]:
+        return dict(self.lacks)
 
     async def supervise(self, lookup: Callable[[str], Supervision | None]) -> None:
         self.supervision = lookup

@@ -46,6 +46,7 @@ from flexd.runtime.settling import survives
 _NO_PROGRAMS = {"PATH": "/nonexistent"}
 # Starting takes 10-60 ms. A start on a machine that swaps may take long; one that hangs must end some time.
 _START_TIMEOUT_S = 60.0
+_WITHOUT_LXCFS = "containers see the host's memory, CPUs and uptime in /proc, as {why}"
 
 
 class LxcRuntime:
@@ -76,6 +77,12 @@ class LxcRuntime:
 
     async def features(self) -> Mapping[str, str]:
         return (await self._ask_library())[1]
+
+    async def missing(self) -> Mapping[str, str]:
+        facts = await self._host_facts()
+        if facts.lxcfs:
+            return {}
+        return {"lxcfs": _WITHOUT_LXCFS.format(why=await asyncio.to_thread(_why_no_lxcfs, self._lxcfs))}
 
     async def supervise(self, lookup: Callable[[str], Supervision | None]) -> None:
         await self._listener.start(lookup)
@@ -376,6 +383,16 @@ def _look_around(mounted: Path) -> tuple[str, tuple[str, ...]]:
     # A killed lxcfs leaves a mount that answers ENOTCONN (access(2) says no, stat(2) would raise).
     lxcfs = str(mounted) if os.access(mounted / "proc/meminfo", os.R_OK) else ""
     return lxcfs, tuple(path for path in KERNEL_DIRECTORIES if os.path.isdir(path))
+
+
+def _why_no_lxcfs(mounted: Path) -> str:
+    try:
+        mounted.stat()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        return f"it died and left its mount behind: {mounted}: {error.strerror}"
+    return f"nothing is mounted on {mounted} (package lxcfs)"
 
 
 def _write_state(paths: ContainerPaths, config: str) -> bool:

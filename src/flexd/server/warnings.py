@@ -5,7 +5,7 @@ LXD's rules: a warning is `new` until somebody acknowledges it, and `resolved` o
 """
 
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import msgspec
 
@@ -13,9 +13,10 @@ from flexd.api.errors import BadRequest, NotFound
 from flexd.api.times import now
 from flexd.api.warning import Warning as WireWarning
 from flexd.api.warning import WarningPut
-from flexd.host.contract import Features
+from flexd.host.contract import Machine
 from flexd.network.networks import Networks
 from flexd.operations.events import Events
+from flexd.runtime.contract import Runtime
 from flexd.storage.pools import Pools
 from flexd.store.documents import Document, Documents, Mirror
 
@@ -37,15 +38,16 @@ class Finding(msgspec.Struct, frozen=True):
         return str(uuid.uuid5(_NAMESPACE, f"{self.type}|{self.entity_url}|{self.message}"))
 
 
-Source = Callable[[], Iterable[Finding]]
+Source = Callable[[], Awaitable[Iterable[Finding]]]
 
 
-def lacking(features: Features) -> list[Finding]:
+async def lacking(machine: Machine, runtime: Runtime) -> list[Finding]:
     """What the host does not have, and what does not work without it."""
-    return [Finding(f"Missing {what}", f"{what}: {loss}", "low") for what, loss in sorted(features.missing.items())]
+    found = {**await machine.missing(), **await runtime.missing()}
+    return [Finding(f"Missing {what}", f"{what}: {loss}", "low") for what, loss in sorted(found.items())]
 
 
-def broken_pools(pools: Pools) -> list[Finding]:
+async def broken_pools(pools: Pools) -> list[Finding]:
     faults = ((name, pools.fault(name)) for name in pools.names())
     return [
         Finding("Storage pool unavailable", fault, "high", f"/1.0/storage-pools/{name}")
@@ -54,7 +56,7 @@ def broken_pools(pools: Pools) -> list[Finding]:
     ]
 
 
-def broken_networks(networks: Networks) -> list[Finding]:
+async def broken_networks(networks: Networks) -> list[Finding]:
     return [Finding("Network degraded", text, "moderate") for text in networks.warnings()]
 
 
@@ -68,7 +70,7 @@ class Warnings:
 
     async def refresh(self) -> None:
         """Look again: at the daemon's start and once a minute."""
-        found = {finding.uuid: finding for source in self._sources for finding in source()}
+        found = {finding.uuid: finding for source in self._sources for finding in await source()}
         for finding in found.values():
             await self._note(finding)
         for document in self._documents.list():

@@ -17,7 +17,11 @@ async def test_features(host: Host, real: bool) -> None:
     assert features.cgroup is not None
     if real:
         assert not list(Path("/var/tmp").glob(f"flexd-probe-{os.getpid()}-*"))
-        assert set(features.missing).isdisjoint(features.programs)
+
+
+async def test_what_is_missing(host: Host) -> None:
+    features = await host.machine.features()
+    assert set(await host.machine.missing()).isdisjoint(features.programs)
 
 
 async def test_subordinate_ids(host: Host) -> None:

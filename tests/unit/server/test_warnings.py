@@ -1,21 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """Warnings: seen, acknowledged, resolved, seen again."""
 
+from functools import partial
+from pathlib import Path
+
 import pytest
 
 from flexd.api.errors import BadRequest, NotFound
 from flexd.api.warning import WarningPut
-from flexd.host.contract import Features
+from flexd.host.fake.host import FakeHost
 from flexd.operations.events import Events
-from flexd.server.warnings import Finding, Warnings, lacking
+from flexd.runtime.fake import FakeRuntime
+from flexd.server.warnings import Finding, Source, Warnings, lacking
 from tests.contract.network.house import MemoryMirror
 
 FINDING = Finding("Network degraded", "Docker's firewall drops what it forwards")
 
 
+def source(current: list[Finding]) -> Source:
+    async def look() -> list[Finding]:
+        return current
+
+    return look
+
+
 async def test_the_life_of_a_warning():
     current = [FINDING]
-    warnings = Warnings(mirror=MemoryMirror(), events=Events(), sources=[lambda: current])
+    warnings = Warnings(mirror=MemoryMirror(), events=Events(), sources=[source(current)])
     await warnings.refresh()
     await warnings.refresh()
     shown = warnings.show(FINDING.uuid)
@@ -34,7 +45,7 @@ async def test_the_life_of_a_warning():
 
 
 async def test_what_cannot_be():
-    warnings = Warnings(mirror=MemoryMirror(), events=Events(), sources=[lambda: [FINDING]])
+    warnings = Warnings(mirror=MemoryMirror(), events=Events(), sources=[source([FINDING])])
     await warnings.refresh()
     with pytest.raises(NotFound, match="Warning not found"):
         warnings.show("nothing")
@@ -42,6 +53,19 @@ async def test_what_cannot_be():
         await warnings.update(FINDING.uuid, WarningPut("resolved"))
 
 
-def test_what_the_host_lacks():
-    features = Features(missing={"nft": "networks have no NAT"})
-    assert [finding.message for finding in lacking(features)] == ["nft: networks have no NAT"]
+async def test_what_the_host_lacks_and_what_came_back(tmp_path: Path):
+    """A program that is installed, an lxcfs that is started: a minute later nobody is warned any more."""
+    host, runtime = FakeHost(), FakeRuntime(tmp_path)
+    host.machine.features_value.programs.pop("nft")
+    runtime.lacks["lxcfs"] = "containers see the host's memory"
+    warnings = Warnings(mirror=MemoryMirror(), events=Events(), sources=[partial(lacking, host.machine, runtime)])
+    await warnings.refresh()
+    shown = {warning.type: warning for warning in warnings.show_all()}
+    assert shown["Missing nft"].last_message.startswith("nft: managed bridges have no NAT")
+    assert shown["Missing lxcfs"].last_message == "lxcfs: containers see the host's memory"
+    assert {warning.severity for warning in shown.values()} == {"low"}
+    host.machine.features_value.programs["nft"] = "1.0.6"
+    runtime.lacks.clear()
+    await warnings.refresh()
+    resolved = {warning.type for warning in warnings.show_all() if warning.status == "resolved"}
+    assert resolved == {"Missing nft", "Missing lxcfs"}

@@ -12,6 +12,11 @@ import msgspec
 from flexd.api import resources as api
 from flexd.host.contract import CgroupLayout, Features, HostError, SubordinateRange
 from flexd.host.fake.recorder import Recorder
+from flexd.host.missing import missing
+
+_PROGRAMS = ("lxc-start", "dnsmasq", "nft", "tar", "unsquashfs", "mksquashfs", "rsync")
+_CGROUPS = Path("/sys/fs/cgroup")
+_CONTROLLERS = ("cgroup", "cpu", "cpuset", "hugetlb", "io", "memory", "pids")
 
 
 class FakeMachine:
@@ -23,7 +28,7 @@ class FakeMachine:
             os_name="Debian GNU/Linux",
             os_version="13",
             architectures=["x86_64", "i686"],
-            cgroup=CgroupLayout("v2", {}, None),
+            cgroup=CgroupLayout("v2", dict.fromkeys(_CONTROLLERS, _CGROUPS), _CGROUPS),
             idmapped_mounts=True,
             overlay_idmapped_lower=True,
             pidfd=True,
@@ -32,7 +37,7 @@ class FakeMachine:
             apparmor_stacking=True,
             unprivileged_user_namespaces=True,
             network_namespace_id=True,
-            programs=dict.fromkeys(("lxc-start", "dnsmasq", "nft", "tar", "unsquashfs", "mksquashfs", "rsync"), "1.0"),
+            programs=dict.fromkeys(_PROGRAMS, "1.0"),
         )
         self.range = SubordinateRange(base=1000000, count=1000000000)
         self.sysctls: dict[str, str] = {}
@@ -54,6 +59,10 @@ class FakeMachine:
     async def features(self) -> Features:
         self._recorder.note_reading("machine.features")
         return self.features_value
+
+    async def missing(self) -> dict[str, str]:
+        self._recorder.note_reading("machine.missing")
+        return missing(self.features_value)
 
     async def subordinate_ids(self) -> SubordinateRange:
         self._recorder.note_reading("machine.subordinate_ids")
