@@ -68,9 +68,14 @@ def _encode_maps(old: IdMap, new: IdMap) -> bytes:
     return "".join(lines).encode()
 
 
+def _place_of(path: Path) -> str:
+    """Where a path is, links on the way followed, but not itself one: a link to / has no mounts below it."""
+    return os.path.join(os.path.realpath(path.parent), path.name)
+
+
 def _prepare_removal(path: Path) -> bool:
     """Whether there is anything left to remove. Single files and empty directories go at once."""
-    mounts = mounts_below(path)
+    mounts = mounts_below(_place_of(path))
     if mounts:
         # A bind mount of the same file system has the same device number, so rm itself would walk into it.
         raise syscalls.failure(f"remove {path}", "unlink", errno.EBUSY, f"{mounts[-1].target} is mounted")
@@ -92,7 +97,8 @@ def _prepare_copy(source: Path, target: Path) -> None:
     """cp would otherwise put a directory over what is there, or complain in words of its own."""
     if not source.exists() and not source.is_symlink():
         raise syscalls.failure(f"copy {source} to {target}", "open", errno.ENOENT)
-    mounts = [mount for mount in mounts_below(source) if str(mount.target) != os.path.realpath(source)]
+    place = _place_of(source)
+    mounts = [mount for mount in mounts_below(place) if str(mount.target) != place]
     if mounts:
         raise syscalls.failure(f"copy {source} to {target}", "open", errno.EBUSY, f"{mounts[-1].target} is mounted")
 

@@ -131,7 +131,7 @@ class LinuxMounts:
         return await self._threads.run(lambda: mountinfo.is_target(_MOUNTINFO.read_bytes(), os.path.realpath(target)))
 
     async def below(self, path: Path) -> list[MountInfo]:
-        return await self._threads.run(mounts_below, path)
+        return await self._threads.run(lambda: mounts_below(os.path.realpath(path)))
 
     def close(self) -> None:
         self._namespaces.close()
@@ -231,9 +231,9 @@ def _describe(target: Path, layers: Sequence[Layer], places: dict[str, Path]) ->
     return f"overlay {places['upperdir']} on {lower} at {target}" if places else f"overlay {lower} at {target}"
 
 
-def mounts_below(path: Path) -> list[MountInfo]:
-    """Blocking."""
-    return mountinfo.at_or_below(_MOUNTINFO.read_bytes(), os.path.realpath(path))
+def mounts_below(place: str) -> list[MountInfo]:
+    """At a path without links, or below it. Blocking."""
+    return mountinfo.at_or_below(_MOUNTINFO.read_bytes(), place)
 
 
 def _unmount(target: Path, detach: bool) -> None:

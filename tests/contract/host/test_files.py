@@ -39,6 +39,16 @@ async def test_removing_other_things(host: Host, place: Path) -> None:
     assert [path.name for path in place.iterdir()] == ["kept"]
 
 
+async def test_a_link_goes_whatever_is_mounted_where_it_leads(host: Host, place: Path) -> None:
+    """/ and /proc have mounts below them on every machine; the link is none of them."""
+    for name, target in (("root", "/"), ("proc", "/proc"), ("sys", "/sys")):
+        (place / name).symlink_to(target)
+        await host.files.copy_tree(place / name, place / f"{name}-copy")
+        assert os.readlink(place / f"{name}-copy") == target
+        await host.files.remove_tree(place / name)
+    assert sorted(path.name for path in place.iterdir()) == ["proc-copy", "root-copy", "sys-copy"]
+
+
 async def test_a_mount_is_not_walked_into(host: Host, place: Path) -> None:
     (place / "tree/target").mkdir(parents=True)
     (place / "source").mkdir()
