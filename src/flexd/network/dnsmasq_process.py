@@ -14,7 +14,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from flexd.api.errors import FlexdError
-from flexd.host.contract import Host, ProcessRef
+from flexd.host.contract import CommandFailed, Host, ProcessRef
 from flexd.network.dnsmasq import DnsmasqFiles, LeaseRow, parse_leases
 from flexd.network.textfiles import read_text, read_value, write_text, write_value
 
@@ -24,7 +24,16 @@ log = logging.getLogger(__name__)
 _START_TIMEOUT_S = 20.0
 # It ends at once on SIGTERM unless it is stuck in the kernel; then SIGKILL.
 _STOP_TIMEOUT_S = 5.0
+# As a shell says it: not found, not executable.
+_NOT_RUN = (127, 126)
 _USERS = ("dnsmasq", "nobody")
+
+
+class DnsmasqFailed(FlexdError):
+    def __init__(self, network: str, error: CommandFailed) -> None:
+        absent = error.returncode in _NOT_RUN
+        reason = "it is not installed (package dnsmasq-base)" if absent else str(error)
+        super().__init__(f'Failed starting dnsmasq of network "{network}": {reason}')
 
 
 class DnsmasqDied(FlexdError):
@@ -103,7 +112,10 @@ class DnsmasqProcess:
     async def _start(self, config: str, digest: str) -> None:
         """dnsmasq leaves its parent when it is ready, so a status of 0 means that it serves."""
         await asyncio.to_thread(self._prepare, config)
-        await self._host.processes.run(["dnsmasq", f"--conf-file={self._files.config}"], timeout_s=_START_TIMEOUT_S)
+        try:
+            await self._host.processes.run(["dnsmasq", f"--conf-file={self._files.config}"], timeout_s=_START_TIMEOUT_S)
+        except CommandFailed as error:
+            raise DnsmasqFailed(self._files.directory.name, error) from error
         process = await self._from_pid_file()
         if process is None:
             tail = (await asyncio.to_thread(read_text, self._files.log))[-500:].strip()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from msgspec import structs
 
-from flexd.api.errors import BadRequest, Conflict, Fault, FlexdError, raise_faults
+from flexd.api.errors import BadRequest, Conflict, Fault, FlexdError, Unavailable, raise_faults
 from flexd.api.keys import check_config
 from flexd.api.network import Network, NetworkLease, NetworkPost, NetworkPut, NetworksPost, NetworkState
 from flexd.api.times import now
@@ -338,6 +338,12 @@ class Networks:
     def attachment(self, name: str) -> Attachment:
         """Where an instance's interface on this network is plugged in."""
         return self._driver(self._get(name).value).attachment()
+
+    def check_available(self, name: str) -> None:
+        """Before an instance is plugged in: on a network that is half there it would get no address."""
+        error = self._errors.get(name)
+        if error is not None:
+            raise Unavailable(f'Network "{name}" is unavailable: {error}')
 
     async def set_ports(self, network: str, ports: list[Port]) -> None:
         """The whole list of a network's ports; DHCP and DNS know them when this returns, without a restart."""

@@ -131,6 +131,8 @@ class BridgedNic(VethNic, type="nic", subtype="bridged"):
 
     async def start(self, context: DeviceContext) -> None:
         bridge, host_name = self.bridge(context), value_of(context, "host_name")
+        if context.config.get("network"):
+            self.networks.check_available(context.config["network"])
         mtu = context.config.get("mtu")
         if not mtu:
             link = await self.host.links.get(bridge)
