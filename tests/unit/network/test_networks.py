@@ -9,9 +9,10 @@ import pytest
 
 from flexd.api.errors import BadRequest, InvalidInput
 from flexd.api.network import Network, NetworkPost, NetworkPut, NetworksPost
-from flexd.host.contract import CommandFailed, Completed, HostError, Link, LinkAddress, Route
+from flexd.host.contract import Completed, HostError, Link, LinkAddress, Route
 from flexd.host.fake.host import FakeHost
 from flexd.network.contract import Attachment, NetworkNotFound, Port
+from flexd.network.dnsmasq_process import DnsmasqFailed
 from flexd.network.networks import Networks
 from flexd.operations.events import Events
 from tests.contract.network.house import MemoryMirror, daemon, fake_host
@@ -173,7 +174,7 @@ async def test_a_dropping_firewall_is_a_warning(networks: Networks, host: FakeHo
 
 async def test_a_wrong_raw_line_is_an_error_and_changes_nothing(networks: Networks) -> None:
     await networks.create(NetworksPost(name=NAME, config=CONFIG))
-    with pytest.raises(CommandFailed, match="bad option at line"):
+    with pytest.raises(DnsmasqFailed, match="bad option at line"):
         await networks.update(NAME, NetworkPut(config={**CONFIG, "raw.dnsmasq": "no-such-option"}))
     assert (await networks.show("default", NAME)).config == CONFIG
 
