@@ -76,7 +76,7 @@ from flexd.server.password import Guesses
 from flexd.server.services import Services
 from flexd.server.tokens import Tokens
 from flexd.server.trust import Certificates
-from flexd.server.warnings import Warnings, broken_networks, broken_pools, lacking
+from flexd.server.warnings import Warnings, broken_networks, broken_pools, lacking, unusable_criu
 from flexd.storage.pools import Pools
 from flexd.storage.volume_snapshots import VolumeSnapshots
 from flexd.storage.volumes import Volumes
@@ -140,6 +140,7 @@ class Daemon:
         self._compose_instances(terminals, locks, features)
         sources = (
             partial(lacking, host.machine, runtime),
+            partial(unusable_criu, host.criu),
             partial(broken_pools, self.pools),
             partial(broken_networks, self.networks),
         )

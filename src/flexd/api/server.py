@@ -17,6 +17,9 @@ class ServerEnvironment(Struct):
     architectures: list[str] = field(default_factory=list)
     certificate: str = ""
     certificate_fingerprint: str = ""
+    criu_memory_tracking: bool = False  # ours, as the other two of criu: LXD's clients ignore what they do not know
+    criu_problem: str = ""
+    criu_version: str = ""
     driver: str = ""
     driver_version: str = ""
     firewall: str = ""

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 from msgspec import Struct, field
 
 from flexd.api.idmap import IdMap
+from flexd.host.criu_contract import Criu as Criu
+from flexd.host.criu_contract import CriuFacts as CriuFacts
 from flexd.host.process_contract import CommandFailed as CommandFailed
 from flexd.host.process_contract import Completed as Completed
 from flexd.host.process_contract import HostError as HostError
@@ -535,6 +537,8 @@ class Host(Protocol):
     def links(self) -> Links: ...
     @property
     def firewall(self) -> Firewall: ...
+    @property
+    def criu(self) -> Criu: ...
     @property
     def machine(self) -> Machine: ...
     async def close(self) -> None: ...

@@ -3,6 +3,7 @@
 
 from flexd.host.btrfs import LinuxBtrfs
 from flexd.host.cgroups import LinuxCgroups
+from flexd.host.criu import LinuxCriu
 from flexd.host.files import LinuxFiles
 from flexd.host.firewall import LinuxFirewall
 from flexd.host.links import LinuxLinks
@@ -28,6 +29,7 @@ class LinuxHost:
         self.cgroups = LinuxCgroups(self._threads)
         self.links = LinuxLinks(self._threads, self.processes)
         self.firewall = LinuxFirewall(self.processes)
+        self.criu = LinuxCriu(self._threads, self.processes)
         self.machine = LinuxMachine(self._threads, self.processes, self.mounts, self.cgroups)
 
     async def close(self) -> None:

@@ -36,7 +36,6 @@ _PROGRAMS: dict[str, list[str]] = {
     "dnsmasq": ["--version"],
     "nft": ["--version"],
     "btrfs": ["--version"],
-    "criu": ["--version"],
     "tar": ["--version"],
     "unsquashfs": ["-version"],
     "mksquashfs": ["-version"],

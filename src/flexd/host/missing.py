@@ -9,7 +9,6 @@ _PROGRAMS = {
     "dnsmasq": "managed bridges have no DHCP and DNS (package dnsmasq-base)",
     "nft": "managed bridges have no NAT and firewall (package nftables)",
     "btrfs": "storage pools of driver btrfs (package btrfs-progs)",
-    "criu": "stateful snapshots and live migration (package criu)",
     "tar": "images and backups (package tar)",
     "unsquashfs": "images in squashfs format (package squashfs-tools)",
     "mksquashfs": "making images in squashfs format (package squashfs-tools)",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`environment` of `GET /1.0`: what this host and this daemon are, probed once at start."""
+"""`environment` of `GET /1.0`: what this host and this daemon are, most of it probed once at start."""
 
 import os
 import socket
@@ -9,7 +9,7 @@ import msgspec
 
 from flexd.api.server import ServerEnvironment, ServerStorageDriverInfo
 from flexd.api.storage_pool import StoragePool
-from flexd.host.contract import Features, Host
+from flexd.host.contract import CriuFacts, Features, Host
 from flexd.runtime.contract import Runtime
 from flexd.storage.pools import Pools
 
@@ -68,6 +68,7 @@ class Environment:
         addresses: list[str],
         certificate: str,
         certificate_fingerprint: str,
+        criu: CriuFacts,
     ) -> ServerEnvironment:
         """`storage` names the drivers in use, as LXD does: `dir | overlay`. `addresses`: where clients get in."""
         used = sorted({pool.driver for pool in pools})
@@ -78,6 +79,9 @@ class Environment:
             addresses=addresses,
             certificate=certificate,
             certificate_fingerprint=certificate_fingerprint,
+            criu_memory_tracking=criu.memory_tracking,
+            criu_problem=criu.reason,
+            criu_version=criu.version,
         )
         shown.storage = " | ".join(used)
         shown.storage_version = " | ".join(versions.get(name, "") for name in used)

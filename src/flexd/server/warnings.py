@@ -13,7 +13,7 @@ from flexd.api.errors import BadRequest, NotFound
 from flexd.api.times import now
 from flexd.api.warning import Warning as WireWarning
 from flexd.api.warning import WarningPut
-from flexd.host.contract import Machine
+from flexd.host.contract import Criu, Machine
 from flexd.network.networks import Networks
 from flexd.operations.events import Events
 from flexd.runtime.contract import Runtime
@@ -45,6 +45,11 @@ async def lacking(machine: Machine, runtime: Runtime) -> list[Finding]:
     """What the host does not have, and what does not work without it."""
     found = {**await machine.missing(), **await runtime.missing()}
     return [Finding(f"Missing {what}", f"{what}: {loss}", "low") for what, loss in sorted(found.items())]
+
+
+async def unusable_criu(criu: Criu) -> list[Finding]:
+    reason = (await criu.facts()).reason
+    return [Finding("Missing criu", f"stateful snapshots and live migration: {reason}", "low")] if reason else []
 
 
 async def broken_pools(pools: Pools) -> list[Finding]:

@@ -93,6 +93,8 @@ async def test_the_server_describes_itself(client: Client) -> None:
         "default",
     )
     assert environment["driver_version"] == "5.0.2"
+    criu = {name: value for name, value in environment.items() if name.startswith("criu_")}
+    assert criu == {"criu_version": "4.2.1", "criu_problem": "", "criu_memory_tracking": True}
     assert answer.headers["Server"].startswith("flexd/")
     assert {driver["Name"] for driver in environment["storage_supported_drivers"]} >= {"dir"}
 

@@ -8,10 +8,11 @@ import pytest
 
 from flexd.api.errors import BadRequest, NotFound
 from flexd.api.warning import WarningPut
+from flexd.host.contract import CriuFacts
 from flexd.host.fake.host import FakeHost
 from flexd.operations.events import Events
 from flexd.runtime.fake import FakeRuntime
-from flexd.server.warnings import Finding, Source, Warnings, lacking
+from flexd.server.warnings import Finding, Source, Warnings, lacking, unusable_criu
 from tests.contract.network.house import MemoryMirror
 
 FINDING = Finding("Network degraded", "Docker's firewall drops what it forwards")
@@ -69,3 +70,12 @@ async def test_what_the_host_lacks_and_what_came_back(tmp_path: Path):
     await warnings.refresh()
     resolved = {warning.type for warning in warnings.show_all() if warning.status == "resolved"}
     assert resolved == {"Missing nft", "Missing lxcfs"}
+
+
+async def test_a_criu_that_does_not_work():
+    host = FakeHost()
+    assert await unusable_criu(host.criu) == []
+    host.criu.value = CriuFacts(version="3.17.1", reason="CRIU 3.17.1 does not work with Linux 6.18")
+    (finding,) = await unusable_criu(host.criu)
+    assert (finding.type, finding.severity) == ("Missing criu", "low")
+    assert finding.message.endswith("CRIU 3.17.1 does not work with Linux 6.18")

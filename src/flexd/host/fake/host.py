@@ -3,6 +3,7 @@
 
 from flexd.host.fake.btrfs import FakeBtrfs
 from flexd.host.fake.cgroups import FakeCgroups
+from flexd.host.fake.criu import FakeCriu
 from flexd.host.fake.files import FakeFiles, FakeQuotas
 from flexd.host.fake.links import FakeFirewall, FakeLinks
 from flexd.host.fake.machine import FakeMachine
@@ -28,6 +29,7 @@ class FakeHost:
         self.cgroups = FakeCgroups(self.recorder)
         self.links = FakeLinks(self.recorder)
         self.firewall = FakeFirewall(self.recorder)
+        self.criu = FakeCriu(self.recorder)
         self.machine = FakeMachine(self.recorder)
 
     @property

@@ -33,6 +33,7 @@ async def show_server(call: Call) -> web.Response:
         addresses=await services.listeners.reachable(),
         certificate=services.identity.certificate,
         certificate_fingerprint=services.identity.fingerprint,
+        criu=await services.host.criu.facts(),
     )
     config = editable.config if call.caller.is_admin else {}
     server = Server(**msgspec.structs.asdict(_public()), config=config, environment=environment)
