@@ -68,7 +68,7 @@ from flexd.server.config import ServerConfig
 from flexd.server.connections import Connections
 from flexd.server.environment import Environment
 from flexd.server.guest.server import GuestServer
-from flexd.server.identity import Identity
+from flexd.server.identity import Identity, MakeCertificate, make_apart, make_here
 from flexd.server.listener import inherited, open_unix
 from flexd.server.listeners import Listeners
 from flexd.server.network_keys import TRUST_CA
@@ -500,7 +500,9 @@ class Daemon:
         await self._store.close()
 
 
-async def open_daemon(directory: Path, *, host: Host, runtime: Runtime, terminals: Terminals) -> Daemon:
+async def open_daemon(
+    directory: Path, *, host: Host, runtime: Runtime, terminals: Terminals, make: MakeCertificate = make_here
+) -> Daemon:
     """A daemon on its directory, not yet started."""
     await asyncio.to_thread(make_directories, directory)
     directory = await asyncio.to_thread(directory.resolve)
@@ -516,7 +518,7 @@ async def open_daemon(directory: Path, *, host: Host, runtime: Runtime, terminal
         journal=await Journal.open(database / "journal.db"),
         features=await host.machine.features(),
         events=Events(),
-        identity=await Identity.open(directory),
+        identity=await Identity.open(directory, make),
     )
 
 
@@ -536,7 +538,8 @@ async def run(directory: Path, group: str) -> None:
         log.info("raised %s: %s", name, change)
     runtime = LxcRuntime(host=host, directory=directory / "containers", log_directory=directory / "logs")
     await runtime.prepare()
-    daemon = await open_daemon(directory, host=host, runtime=runtime, terminals=LinuxTerminals())
+    make = partial(make_apart, host.processes)
+    daemon = await open_daemon(directory, host=host, runtime=runtime, terminals=LinuxTerminals(), make=make)
     logging.getLogger().addHandler(EventLogHandler(daemon.events))
     socket_path = directory / "unix.socket"
     try:

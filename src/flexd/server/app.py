@@ -28,7 +28,7 @@ from flexd.server.endpoint import Endpoint, Handler
 from flexd.server.network_keys import METRICS_AUTHENTICATION
 from flexd.server.peers import Peers
 from flexd.server.services import Services
-from flexd.server.tls import tls_of
+from flexd.server.transport import tls_of
 from flexd.server.websocket import OpenSockets
 
 log = logging.getLogger(__name__)

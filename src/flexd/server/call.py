@@ -16,7 +16,7 @@ from flexd.server.etag import check_etag
 from flexd.server.filtering import Filter, parse_filter
 from flexd.server.projects import DEFAULT_PROJECT, PROJECTS
 from flexd.server.services import Services
-from flexd.server.tls import tls_of
+from flexd.server.transport import tls_of
 from flexd.server.websocket import OpenSockets
 
 T = TypeVar("T", bound=msgspec.Struct)

@@ -12,11 +12,14 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
 from flexd.server.certificate import PeerCertificate
-from flexd.server.tls import TlsConnection
+
+if TYPE_CHECKING:
+    from flexd.server.tls import TlsConnection
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +90,7 @@ class Connections:
 
     # What the TLS layer tells.
 
-    def opened(self, connection: TlsConnection) -> None:
+    def opened(self, connection: "TlsConnection") -> None:
         current = self._clock()
         state = _State(current, current, current, network=_network_of(connection.address))
         self._all[connection] = state
@@ -95,14 +98,14 @@ class Connections:
         self._networks[state.network] += 1
         self._make_room(state.network)
 
-    def secured(self, connection: TlsConnection) -> None:
+    def secured(self, connection: "TlsConnection") -> None:
         state = self._all[connection]
         state.idle_since = self._clock()
         state.received = 0
         if self._is_trusted(connection.peer):
             self.admit(connection)
 
-    def active(self, connection: TlsConnection, count: int) -> None:
+    def active(self, connection: "TlsConnection", count: int) -> None:
         """Bytes moved: `count` of them came in."""
         state = self._all[connection]
         state.active = self._clock()
@@ -116,27 +119,27 @@ class Connections:
             if state.head > self._limits.head_bytes:
                 self._end(connection, "the head of its request is too large")
 
-    def closed(self, connection: TlsConnection) -> None:
+    def closed(self, connection: "TlsConnection") -> None:
         state = self._all.pop(connection, None)
         if state is not None:
             self._forget_stranger(connection, state)
 
     # What the application tells.
 
-    def begin_request(self, connection: TlsConnection) -> None:
+    def begin_request(self, connection: "TlsConnection") -> None:
         state = self._all.get(connection)
         if state is not None:
             state.busy, state.head = True, 0
 
-    def is_stranger(self, connection: TlsConnection) -> bool:
+    def is_stranger(self, connection: "TlsConnection") -> bool:
         return connection in self._strangers
 
-    def end_request(self, connection: TlsConnection) -> None:
+    def end_request(self, connection: "TlsConnection") -> None:
         state = self._all.get(connection)
         if state is not None:
             state.busy, state.head, state.idle_since = False, 0, self._clock()
 
-    def admit(self, connection: TlsConnection) -> None:
+    def admit(self, connection: "TlsConnection") -> None:
         """It is a trusted client's: the limits for strangers end."""
         state = self._all.get(connection)
         if state is None or state.trusted:
@@ -149,20 +152,20 @@ class Connections:
                 break
             self._end(min(idle, key=lambda each: self._all[each].active), "there are too many connections")
 
-    def exempt(self, connection: TlsConnection) -> None:
+    def exempt(self, connection: "TlsConnection") -> None:
         """A stranger's who proved to know an operation's secret: it may last and carry what it must."""
         state = self._all.get(connection)
         if state is not None:
             state.exempt = True
             self._forget_stranger(connection, state)
 
-    def finish(self, connection: TlsConnection) -> None:
+    def finish(self, connection: "TlsConnection") -> None:
         """Its request may take away its own trust: `drop` then lets it be answered first."""
         state = self._all.get(connection)
         if state is not None:
             state.last_request = True
 
-    def is_doomed(self, connection: TlsConnection) -> bool:
+    def is_doomed(self, connection: "TlsConnection") -> bool:
         state = self._all.get(connection)
         return state is not None and state.last_request
 
@@ -189,7 +192,7 @@ class Connections:
         for connection in list(self._all):
             connection.close()
 
-    def _overdue(self, current: float) -> Iterator[tuple[TlsConnection, str]]:
+    def _overdue(self, current: float) -> "Iterator[tuple[TlsConnection, str]]":
         limits = self._limits
         for connection, state in self._all.items():
             idle_s = 0.0 if state.busy else current - state.idle_since
@@ -212,14 +215,14 @@ class Connections:
         if len(self._strangers) > self._limits.strangers:
             self._end(next(iter(self._strangers)), "strangers hold too many")
 
-    def _end(self, connection: TlsConnection, reason: str) -> None:
+    def _end(self, connection: "TlsConnection", reason: str) -> None:
         log.debug("ending the connection of %s: %s", connection.address, reason)
         connection.abort()
         # Not counted any more from now on, though its end is told only in the loop's next turn.
         state = self._all[connection]
         self._forget_stranger(connection, state)
 
-    def _forget_stranger(self, connection: TlsConnection, state: _State) -> None:
+    def _forget_stranger(self, connection: "TlsConnection", state: _State) -> None:
         if connection not in self._strangers:
             return
         del self._strangers[connection]

@@ -9,7 +9,8 @@ import contextlib
 import errno
 import logging
 import socket
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
@@ -18,9 +19,13 @@ from flexd.host.contract import Links
 from flexd.server.addresses import METRICS_PORT, Address, parse_addresses, reachable
 from flexd.server.connections import Connections
 from flexd.server.identity import Identity
-from flexd.server.tls import Application, TlsLayer
+
+if TYPE_CHECKING:
+    from flexd.server.tls import TlsLayer
 
 log = logging.getLogger(__name__)
+
+Application = Callable[[], asyncio.Protocol]
 
 HTTPS_ADDRESS, METRICS_ADDRESS = "core.https_address", "core.metrics_address"
 _BACKLOG = 512
@@ -53,13 +58,15 @@ class Listeners:
         self._links = links
         self._open: dict[Place, list[asyncio.Server]] = {}
         self._wanted: list[Place] = []
+        self._application: Application | None = None
+        # Made with the first address: TLS costs 12 MB.
         self._layer: TlsLayer | None = None
         self._task: asyncio.Task[None] | None = None
         self._changing = asyncio.Lock()
 
     async def start(self, application: Application, config: Mapping[str, str]) -> None:
         """An address that cannot be opened now (its interface is not there yet) is tried again later."""
-        self._layer = TlsLayer(self._identity.context, application, self._connections)
+        self._application = application
         self._wanted = wanted_places(config)
         await self._open_missing()
         self._task = asyncio.create_task(self._keep(), name="network listeners")
@@ -85,7 +92,7 @@ class Listeners:
     @contextlib.asynccontextmanager
     async def changing(self, config: Mapping[str, str]) -> AsyncIterator[None]:
         """Listen as this configuration says while the body stores it; on failure, as before."""
-        if self._layer is None:
+        if self._application is None:
             yield
             return
         async with self._changing:
@@ -133,6 +140,7 @@ class Listeners:
 
     async def _listen(self, place: Place) -> None:
         opened: list[asyncio.Server] = []
+        await self._prepared()
         try:
             for listener in await _sockets(place.address):
                 opened.append(await self._serve(listener, place.metrics_only))
@@ -144,14 +152,23 @@ class Listeners:
         self._open[place] = opened
 
     async def _serve(self, listener: socket.socket, metrics_only: bool) -> asyncio.Server:
-        layer = self._layer
-        assert layer is not None, "start() made it"
+        layer = await self._prepared()
         for option, value in _KEEPALIVE:
             listener.setsockopt(socket.IPPROTO_TCP, option, value)  # accepted sockets inherit them
         loop = asyncio.get_running_loop()
         return await loop.create_server(
             lambda: layer.accept(metrics_only=metrics_only), sock=listener, backlog=_BACKLOG
         )
+
+    async def _prepared(self) -> "TlsLayer":
+        """What all connections share."""
+        if self._layer is None:
+            assert self._application is not None, "start() was told"
+            context = await self._identity.context()  # imports TLS in a thread
+            from flexd.server.tls import TlsLayer
+
+            self._layer = TlsLayer(context, self._application, self._connections)
+        return self._layer
 
     def _close(self, place: Place) -> None:
         for server in self._open.pop(place, ()):
@@ -174,7 +191,7 @@ class Listeners:
         """What may have changed without anybody telling: files, dates of certificates, addresses of the host."""
         try:
             if await self._identity.reload() and self._layer is not None:
-                self._layer.context = self._identity.context
+                self._layer.context = await self._identity.context()
                 log.info("certificates were read anew")
         except FlexdError as error:
             log.error("%s; what was read before stays in use", error)

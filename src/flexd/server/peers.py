@@ -5,13 +5,17 @@ import asyncio
 import pwd
 import socket
 import struct
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
 from flexd.server.call import Caller
 from flexd.server.connections import Connections
-from flexd.server.tls import TlsConnection, tls_of
+from flexd.server.transport import tls_of
 from flexd.server.trust import Certificates
+
+if TYPE_CHECKING:
+    from flexd.server.tls import TlsConnection
 
 _UCRED = struct.Struct("iII")
 
@@ -37,7 +41,7 @@ class Peers:
         _pid, uid, _gid = _UCRED.unpack(raw)
         return Caller(await self._name(uid), "unix", "@", trusted=True)
 
-    def _by_certificate(self, connection: TlsConnection) -> Caller:
+    def _by_certificate(self, connection: "TlsConnection") -> Caller:
         verdict = self._certificates.judge(connection.peer)
         if verdict.trusted:
             self._connections.admit(connection)

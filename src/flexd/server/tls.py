@@ -2,7 +2,8 @@
 """TLS below HTTP: a protocol that decrypts for the application's protocol, and the transport that one writes to.
 
 Not asyncio's own TLS, which cannot ask for a certificate that nobody vouches for, and which keeps a read buffer of
-256 KiB for each connection; here one buffer serves all (decision 0012).
+256 KiB for each connection; here one buffer serves all (decision 0012). Imported with the first address that is
+listened on: OpenSSL and `cryptography` are 12 MB.
 """
 
 import asyncio
@@ -11,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol, cast
 
-from aiohttp import web
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -263,12 +263,6 @@ class TlsConnection(asyncio.BufferedProtocol):
         self._closing = True
         if self.transport is not None:
             self.transport.abort()
-
-
-def tls_of(request: web.BaseRequest) -> TlsConnection | None:
-    """The connection that a request came over; None if that is a unix socket."""
-    found = request.get_extra_info("tls")
-    return found if isinstance(found, TlsConnection) else None
 
 
 class TlsTransport(asyncio.Transport):

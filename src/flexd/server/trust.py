@@ -6,20 +6,21 @@
 
 from collections.abc import Callable, Iterable
 from datetime import datetime
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
-from cryptography import x509
 from msgspec import Struct, field
 
 from flexd.api.certificate import Certificate, CertificatePut
 from flexd.api.errors import BadRequest, Conflict, Forbidden, NotFound
 from flexd.api.times import now
 from flexd.operations.events import Events
-from flexd.server.certificate import PeerCertificate, der_of, fingerprint_of, parse_certificate, pem_of
-from flexd.server.pki import Authority
+from flexd.server.certificate import PeerCertificate, fingerprint_of, read_certificate
 from flexd.server.projects import PROJECTS
 from flexd.store.contract import RevisionConflict
 from flexd.store.documents import Document, Documents, Mirror
+
+if TYPE_CHECKING:
+    from flexd.server.pki import Authority
 
 Kind = Literal["client", "metrics"]
 KINDS = ("client", "metrics")
@@ -52,7 +53,7 @@ UNKNOWN = Verdict(False)
 def judge(
     peer: PeerCertificate | None,
     record: CertificateRecord | None,
-    authority: Authority | None,
+    authority: "Authority | None",
     *,
     signature_suffices: bool,
     current: datetime,
@@ -94,7 +95,7 @@ class Certificates:
         mirror: Mirror,
         events: Events,
         *,
-        authority: Callable[[], Authority | None],
+        authority: "Callable[[], Authority | None]",
         signature_suffices: Callable[[], bool],
     ) -> None:
         self._documents = Documents(mirror, "certificates", CertificateRecord)
@@ -129,9 +130,9 @@ class Certificates:
     def show(self, prefix: str) -> Certificate:
         return _show(self._find(prefix))
 
-    async def add(self, certificate: x509.Certificate, record: CertificateRecord) -> str:
-        """Trust it; its fingerprint. The certificate was checked by `parse_certificate`."""
-        peer = PeerCertificate(der_of(certificate))
+    async def add(self, der: bytes, record: CertificateRecord) -> str:
+        """Trust it; its fingerprint. The certificate was checked (`read_certificate`)."""
+        peer = PeerCertificate(der)
         fingerprint = peer.fingerprint
         authority = self._authority()
         if authority is not None and not authority.has_signed(peer):
@@ -151,16 +152,16 @@ class Certificates:
         if put.type and put.type != record.type:
             raise Forbidden("The certificate type cannot be changed")
         check_projects(put.projects)
-        certificate = parse_certificate(put.certificate.encode()) if put.certificate else None
+        certificate = await read_certificate(put.certificate.encode()) if put.certificate else None
         changed = CertificateRecord(
-            certificate=record.certificate if certificate is None else pem_of(certificate),
+            certificate=record.certificate if certificate is None else certificate.pem,
             name=put.name,
             type=record.type,
             restricted=put.restricted,
             projects=list(put.projects),
         )
         old = found.path[0]
-        new = old if certificate is None else fingerprint_of(der_of(certificate))
+        new = old if certificate is None else fingerprint_of(certificate.der)
         await self._replace(found, new, changed)
         self._events.lifecycle("certificate-updated", f"{URL}/{new}", "")
         if new != old or (changed.restricted, changed.projects) != (record.restricted, record.projects):

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexd.server.certificate import make_server_certificate
 from flexd.server.tls import TlsConnection, TlsLayer, TlsTransport, make_context
+from flexd.server.x509 import make_server_certificate
 from tests.unit.server.pki_house import anonymous, make
 
 CONTEXT = make_context(*make_server_certificate("test"))

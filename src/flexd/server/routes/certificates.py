@@ -6,7 +6,6 @@ from binascii import Error
 
 import msgspec
 from aiohttp import web
-from cryptography import x509
 
 from flexd.api.certificate import CertificatePut, CertificatesPost
 from flexd.api.errors import BadRequest, Forbidden
@@ -14,12 +13,12 @@ from flexd.api.times import now
 from flexd.operations.schedule import expires_at
 from flexd.server import responses
 from flexd.server.call import Call
-from flexd.server.certificate import common_name, parse_certificate, pem_of
+from flexd.server.certificate import SentCertificate, read_certificate
 from flexd.server.decode import narrow
 from flexd.server.endpoint import Endpoint
 from flexd.server.network_keys import TOKEN_EXPIRY, TRUST_PASSWORD
-from flexd.server.tls import tls_of
 from flexd.server.tokens import decode_token
+from flexd.server.transport import tls_of
 from flexd.server.trust import URL, CertificateRecord, check_kind, check_projects
 
 
@@ -47,7 +46,7 @@ async def add_certificate(call: Call) -> web.Response:
         if kind != "client":
             raise BadRequest("Tokens can only be issued for client certificates")
         return await _issue_token(call, post)
-    return await _add(call, post, _sent(call, post))
+    return await _add(call, post, await _sent(call, post))
 
 
 async def _join(call: Call, post: CertificatesPost) -> web.Response:
@@ -61,42 +60,43 @@ async def _join(call: Call, post: CertificatesPost) -> web.Response:
         stored = call.services.config.stored().get(TRUST_PASSWORD, "")
         await call.services.guesses.check(call.caller.address, stored, post.password)
         check_kind(post.type)
-        return await _add(call, post, _sent(call, post))
+        return await _add(call, post, await _sent(call, post))
     # The certificate first: a token is not to be lost to a client that shows none.
-    certificate = _shown(call)
+    certificate = await _shown(call)
     return await _add(call, call.services.tokens.redeem(token), certificate)
 
 
-def _sent(call: Call, post: CertificatesPost) -> x509.Certificate:
+async def _sent(call: Call, post: CertificatesPost) -> SentCertificate:
     """The one in the body, DER in base64; without one, the one of the connection."""
     if not post.certificate:
-        return _shown(call)
+        return await _shown(call)
     try:
-        return parse_certificate(b64decode(post.certificate, validate=True))
+        data = b64decode(post.certificate, validate=True)
     except Error as error:
         raise BadRequest(f"Invalid certificate: it is not base64 of DER ({error})") from error
+    return await read_certificate(data)
 
 
-def _shown(call: Call) -> x509.Certificate:
+async def _shown(call: Call) -> SentCertificate:
     connection = tls_of(call.request)
     if connection is None or connection.peer is None:
         raise BadRequest("No client certificate provided")
     if call.caller.reason:
         raise Forbidden(f"not authorized: {call.caller.reason}")
-    return parse_certificate(connection.peer.der)
+    return await read_certificate(connection.peer.der)
 
 
-async def _add(call: Call, post: CertificatesPost, certificate: x509.Certificate) -> web.Response:
+async def _add(call: Call, post: CertificatesPost, certificate: SentCertificate) -> web.Response:
     if call.caller.trusted and not post.certificate:
         raise BadRequest("Client is already trusted")
     record = CertificateRecord(
-        certificate=pem_of(certificate),
-        name=post.name or common_name(certificate) or call.caller.address,
+        certificate=certificate.pem,
+        name=post.name or certificate.common_name or call.caller.address,
         type=check_kind(post.type),
         restricted=post.restricted,
         projects=post.projects,
     )
-    fingerprint = await call.services.certificates.add(certificate, record)
+    fingerprint = await call.services.certificates.add(certificate.der, record)
     return responses.created(f"{URL}/{fingerprint}")
 
 
