@@ -80,7 +80,7 @@ def cache_directory() -> Path:
 
 
 @contextmanager
-def _locked(name: str) -> Iterator[None]:
+def locked(name: str) -> Iterator[None]:
     """One maker at a time, over all test processes."""
     with (cache_directory() / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -94,7 +94,7 @@ def tiny_image() -> Path:
         pytest.skip("needs a static busybox (package busybox-static)")
     content = _tiny_archive(Path(busybox))
     file = cache_directory() / f"tiny-{hashlib.sha256(content).hexdigest()[:12]}.tar.gz"
-    with _locked("tiny"):
+    with locked("tiny"):
         if not file.exists():
             _write(file, gzip.compress(content, mtime=0))
     return file
@@ -146,7 +146,7 @@ def debian_image(name: str = "debian/12") -> tuple[Path, Path]:
     made_of = [Path(build.__file__), Path(recipes.__file__), *sorted(Path(builders.__file__).parent.glob("*[!c]"))]
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in made_of if file.is_file())).hexdigest()[:12]
     metadata, rootfs = (cache_directory() / f"{stem}_{digest}.{suffix}" for suffix in ("tar.xz", "squashfs"))
-    with _locked(stem):
+    with locked(stem):
         if not (metadata.exists() and rootfs.exists()):
             for outdated in cache_directory().glob(f"{stem}_*"):
                 outdated.unlink()

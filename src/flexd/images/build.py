@@ -27,7 +27,6 @@ from flexd.images.recipes import metadata_archive, names_of, plan_build, serial
 from flexd.images.sources import Fetched
 from flexd.operations.contract import Progress
 
-_SCRIPTS = Path(__file__).parent / "builders"
 # Links for packages that still unpack into /bin and /lib, as debootstrap sets them up.
 _MERGED = {"amd64": " lib32 lib64 libx32", "i386": " lib64 libx32", "ppc64el": " lib64", "s390x": " lib32"}
 _MERGE_USR = 'for name in bin sbin lib%s; do mkdir -p "$1/usr/$name"; ln -s "usr/$name" "$1/$name"; done'
@@ -120,11 +119,12 @@ class Build:
     description = "Building image"
 
     def __init__(self, host: Host, name: str, recipe: Recipe, *, native: bool) -> None:
-        self._host, self._name, self._recipe, self._native = host, name, recipe, native
+        self.recipe = recipe
+        self._host, self._name, self._native = host, name, native
         self._log_directory = Path()
 
     async def into(self, incoming: Incoming, progress: Progress) -> Fetched:
-        recipe = self._recipe
+        recipe = self.recipe
         self._log_directory = incoming.directory.parent
         _report(progress, 0, "Asking the mirror")
         epoch = int((await self._archive_date()).timestamp())
@@ -141,7 +141,7 @@ class Build:
     async def _archive_date(self) -> datetime:
         """When the archive was last changed: names the build, and makes builds of the same packages the same."""
         async with aiohttp.ClientSession(timeout=_MIRROR_TIMEOUT) as session:
-            dates = [await self._release_date(session, source) for source in self._recipe.sources]
+            dates = [await self._release_date(session, source) for source in self.recipe.sources]
         return max(dates)
 
     async def _release_date(self, session: aiohttp.ClientSession, source: AptSource) -> datetime:
@@ -161,7 +161,7 @@ class Build:
 
     async def _make(self, work: Path, target: Path, epoch: int, progress: Progress) -> None:
         """Install below `work` and pack into `target`."""
-        recipe = self._recipe
+        recipe = self.recipe
         place = "memory" if await self._has_memory() else "disk"
         command = [
             *("env", f"SOURCE_DATE_EPOCH={epoch}", "DEBIAN_FRONTEND=noninteractive"),
@@ -172,7 +172,7 @@ class Build:
             f"--include={','.join(recipe.packages)}",
             '--aptopt=APT::Install-Recommends "false"',
             *(f"--dpkgopt={option}" for option in _LEFT_OUT),
-            *(f'--customize-hook=sh "{script}" "$1"' for script in _scripts(recipe.variant)),
+            *(f'--customize-hook=sh "{script}" "$1"' for script in recipe.scripts),
             recipe.release.codename,
             str(work / "rootfs"),
             *(source.line(recipe.keyring) for source in recipe.sources),
@@ -195,12 +195,6 @@ def _merge_usr(recipe: Recipe) -> list[str]:
     if not recipe.release.merge_usr:
         return []
     return [f"--setup-hook={_MERGE_USR % _MERGED.get(recipe.architecture, '')}"]
-
-
-def _scripts(variant: str) -> list[Path]:
-    """What is run on an installed system, in this order."""
-    names = ("container", "cloud") if variant == "cloud" else ("container",)
-    return [_SCRIPTS / f"{name}.sh" for name in names]
 
 
 def keep_log(directory: Path, name: str, messages: str) -> Path:

@@ -4,7 +4,7 @@
 from collections.abc import Mapping
 
 from flexd.api.errors import BadRequest
-from flexd.images.builders.recipe import AptSource, Recipe, Release
+from flexd.images.builders.recipe import SCRIPTS, AptSource, Recipe, Release
 from flexd.images.builders.sources import mirror_of, parse_sources
 
 _MIRROR = "http://deb.debian.org/debian"
@@ -74,6 +74,7 @@ class DebianBuilder:
             keyring="/usr/share/keyrings/debian-archive-keyring.gpg",
             keyring_package="debian-archive-keyring",
             packages=packages(variant),
+            scripts=SCRIPTS[variant],
         )
 
 

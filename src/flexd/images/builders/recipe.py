@@ -2,9 +2,17 @@
 """What a builder tells: the archive to take packages from, which, and what is changed afterwards."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol
 
 from msgspec import Struct
+
+_FOLDER = Path(__file__).parent
+# What each variant has run on the installed system, in this order; the root is their argument.
+SCRIPTS = {
+    "default": (_FOLDER / "container.sh",),
+    "cloud": (_FOLDER / "container.sh", _FOLDER / "cloud.sh"),
+}
 
 
 class Release(Struct, frozen=True):
@@ -29,7 +37,7 @@ class AptSource(Struct, frozen=True):
 
 class Recipe(Struct, frozen=True):
     """All that a build needs; pure data. `architecture` in the distribution's words; `keyring` is a file of this host
-    and of the image."""
+    and of the image; `scripts` are run on the installed system."""
 
     os: str
     release: Release
@@ -39,6 +47,7 @@ class Recipe(Struct, frozen=True):
     keyring: str
     keyring_package: str
     packages: tuple[str, ...]
+    scripts: tuple[Path, ...]
 
 
 class Builder(Protocol):

@@ -4,7 +4,7 @@
 from collections.abc import Mapping
 
 from flexd.images.builders.debian import VARIANTS, packages
-from flexd.images.builders.recipe import AptSource, Recipe, Release
+from flexd.images.builders.recipe import SCRIPTS, AptSource, Recipe, Release
 from flexd.images.builders.sources import mirror_of, parse_sources
 
 # Architectures that the main archive has; the others are on the ports server.
@@ -33,6 +33,7 @@ class UbuntuBuilder:
             keyring="/usr/share/keyrings/ubuntu-archive-keyring.gpg",
             keyring_package="ubuntu-keyring, in Debian since 13",
             packages=packages(variant),
+            scripts=SCRIPTS[variant],
         )
 
 
