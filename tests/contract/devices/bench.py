@@ -29,7 +29,9 @@ from tests.contract.network.house import MemoryMirror
 from tests.contract.runtime.places import IDS, make_root
 
 NAME = "c1"
-BRIDGE, CARD, CARD_PEER = "fxdcbr", "fxdcard", "fxdcardpeer"
+# Names of this run alone: what a killed run left behind must not stop the next.
+_RUN = f"{os.getpid():x}"
+BRIDGE, CARD, CARD_PEER, HOST_END = (f"fxd{what}{_RUN}" for what in ("b", "c", "p", "h"))
 DONE = Completed(0, b"[]", b"")
 
 
@@ -101,7 +103,7 @@ class Bench:
         """As a start does: values made up, then what must be remembered of the host."""
         known = kind.new_volatile("dev.7", entry, {})
         if "host_name" in known:
-            known["host_name"] = "fxdhost"
+            known["host_name"] = HOST_END
         return self.context(entry, known | await kind.volatile_at_start(self.context(entry, known)))
 
     async def state(self) -> dict[str, object]:
@@ -213,7 +215,7 @@ async def real_bench(directory: Path) -> AsyncIterator[Bench]:
         await runtime.kill(container)
         await hotplug.close()
         await runtime.close()
-        for link in (BRIDGE, CARD, CARD_PEER, "fxdhost"):
+        for link in (BRIDGE, CARD, CARD_PEER, HOST_END):
             await host.links.delete(link)
         await host.close()
 
