@@ -30,7 +30,7 @@ from tests.bench.peers import (
 from tests.bench.place import Place
 from tests.bench.report import Report
 
-GROUPS = ("life", "exec", "files", "list", "many")
+GROUPS = ("life", "exec", "files", "list", "scale", "many")
 _INOTIFY = Path("/proc/sys/fs/inotify/max_user_instances")
 _INOTIFY_NEEDED = 8192
 _MARK = "FLEXD_BENCH_UNSHARED"
@@ -104,6 +104,7 @@ def _run(arguments: argparse.Namespace, stack: ExitStack) -> Report:
         "nice": os.nice(0),
         "rounds": arguments.rounds,
         "list": 20 if arguments.quick else 100,
+        "scale": 200 if arguments.quick else 1000,
         "many": 5 if arguments.quick else 20,
         "versions": versions([*peers, *by_hand]),
     }
@@ -139,7 +140,7 @@ def _measure(
         for peer in peers:
             _say(f"{report.facts['many']} Debians on {peer.title}")
             measurements.many(peer, report.facts["many"])
-    if wanted("list"):
+    if wanted("list") or wanted("scale"):
         _lists(arguments, measurements, report, list(daemons.values()))
 
 
@@ -150,16 +151,30 @@ def _lists(arguments: argparse.Namespace, measurements: Measurements, report: Re
     for peer in daemons:
         _say(f"{report.facts['list']} instances to list on {peer.title}")
         measurements.fill(peer, report.facts["list"])
+    if not arguments.only or "list" in arguments.only:
+        _list_rounds(arguments, measurements, daemons, "list", "cli")
+        for peer in daemons:
+            measurements.daemon_memory("pss_listed", peer)
+    if not arguments.only or "scale" in arguments.only:
+        for peer in daemons:
+            _say(f"{report.facts['scale']} instances to list on {peer.title}")
+            measurements.fill_empty(peer, report.facts["scale"] - report.facts["list"])
+        _list_rounds(arguments, measurements, daemons, "scale", "scale")
+        for peer in daemons:
+            measurements.daemon_memory("pss_scale", peer)
+
+
+def _list_rounds(
+    arguments: argparse.Namespace, measurements: Measurements, daemons: list[RestPeer], key: str, command: str
+) -> None:
     flexc = str(Path(sys.executable).parent / "flexc")
     for number in range(arguments.rounds):
-        _say(f"lists, round {number + 1} of {arguments.rounds}")
+        _say(f"{key}, round {number + 1} of {arguments.rounds}")
         for peer in daemons:
-            measurements.lists(peer, 3)
+            measurements.lists(peer, 3, key)
             if shutil.which("lxc"):
-                measurements.command(peer, "cli_lxc", ["lxc", "list"], 3)
-        measurements.command(daemons[0], "cli_flexc", [flexc, "list"], 3)
-    for peer in daemons:
-        measurements.daemon_memory("pss_listed", peer)
+                measurements.command(peer, f"{command}_lxc", ["lxc", "list"], 3)
+        measurements.command(daemons[0], f"{command}_flexc", [flexc, "list"], 3)
 
 
 # --- setting up and taking down ---

@@ -169,11 +169,15 @@ class Measurements:
             peer.create(name, "tiny")
             peer.start(name)
 
-    def lists(self, peer: RestPeer, times: int) -> None:
+    def fill_empty(self, peer: RestPeer, count: int) -> None:
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            list(pool.map(lambda number: peer.create_empty(f"{PREFIX}-s{number}"), range(count)))
+
+    def lists(self, peer: RestPeer, times: int, key: str = "list") -> None:
         for recursion in (1, 2):
             taken = [self._list_once(peer, recursion) for _ in range(times)]
-            self._report.add(f"list{recursion}", peer.title, *taken)
-            if recursion == 2:
+            self._report.add(f"{key}{recursion}", peer.title, *taken)
+            if recursion == 2 and key == "list":
                 self._report.add("list2_rate", peer.title, 1000 / statistics.mean(taken))
 
     def _list_once(self, peer: RestPeer, recursion: int) -> float:

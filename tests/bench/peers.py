@@ -85,6 +85,13 @@ class RestPeer:
         body = {"name": name, "source": source, "devices": devices, "profiles": []}
         self.api.call("POST", "/1.0/instances", body)
 
+    def create_empty(self, name: str) -> None:
+        """Without an image: as cheap as an instance that only is there can be."""
+        devices = {"root": {"type": "disk", "path": "/", "pool": self.pool}}
+        devices["eth0"] = {"type": "nic", "name": "eth0", "network": f"{PREFIX}br0"}
+        body = {"name": name, "source": {"type": "none"}, "devices": devices, "profiles": []}
+        self.api.call("POST", "/1.0/instances", body)
+
     def start(self, name: str) -> None:
         self._change(name, {"action": "start"})
 

@@ -40,12 +40,17 @@ ROWS = (
     Row("list2_rate", "list of {list} running, recursion=2", "requests/s"),
     Row("cli_lxc", "`lxc list`, {list} running"),
     Row("cli_flexc", "`flexc list`, {list} running"),
+    Row("scale1", "list of {scale}, {list} of them running, recursion=1"),
+    Row("scale2", "list of {scale}, {list} of them running, recursion=2", target=150),
+    Row("scale_lxc", "`lxc list`, {scale}, {list} of them running"),
+    Row("scale_flexc", "`flexc list`, {scale}, {list} of them running", target=400),
     Row("parallel", "{many} launched at once, until all run", "s"),
     Row("idle_cpu", "CPU of daemon and monitors, {many} idle, 10 s", "ms"),
     Row("monitor", "memory (PSS) left beside each container", "MB", target=1.5),
-    Row("pss_fresh", "memory (PSS) of the daemon, fresh", "MB", target=80),
+    Row("pss_fresh", "memory (PSS) of the daemon, fresh", "MB", target=62),
     Row("pss_many", "memory (PSS) of the daemon, {many} Debian running", "MB", target=80),
     Row("pss_listed", "memory (PSS) of the daemon, after the lists", "MB", target=80),
+    Row("pss_scale", "memory (PSS) of the daemon, after the lists of {scale}", "MB"),
 )
 
 
@@ -64,7 +69,7 @@ class Report:
     def rows(self) -> Iterator[tuple[Row, str]]:
         for row in ROWS:
             if row.key in self.samples:
-                yield row, row.title.format(list=self.facts["list"], many=self.facts["many"])
+                yield row, row.title.format_map(self.facts)
 
     def write_json(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

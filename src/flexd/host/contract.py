@@ -431,7 +431,7 @@ class Firewall(Protocol):
 
 
 class Features(Struct):
-    """What this host can do, probed once at start; shown in `GET /1.0`. Reasons are for people."""
+    """What this host can do; shown in `GET /1.0`. Reasons are for people."""
 
     kernel: str = ""
     kernel_version: str = ""
@@ -460,7 +460,10 @@ class SubordinateRange(Struct, frozen=True):
 
 
 class Machine(Protocol):
-    async def features(self) -> Features: ...
+    async def features(self) -> Features:
+        """The kernel's are tried at the first call only; programs are looked for at every one."""
+        ...
+
     async def missing(self) -> dict[str, str]:
         """What this host lacks now -> what then does not work; cheap, as programs may be installed at any time."""
         ...

@@ -28,7 +28,7 @@ class LinuxLinks:
         return await self._threads.run(read_links)
 
     async def names(self) -> dict[int, str]:
-        return await self._threads.run(lambda: dict(socket.if_nameindex()))
+        return await self._threads.run(_read_names)
 
     async def get(self, name: str) -> Link | None:
         return await self._threads.run(_read_link, name)
@@ -193,6 +193,14 @@ def read_links() -> list[Link]:
         return _links_of(rtnetlink, None)
 
 
+def _read_names() -> dict[int, str]:
+    """As if_nameindex(3), which has the kernel tell more and holds the interpreter's lock meanwhile."""
+    header = netlink.IFINFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
+    with netlink.Socket() as rtnetlink:
+        mask = netlink.u32(netlink.IFLA_EXT_MASK, netlink.RTEXT_FILTER_SKIP_STATS)
+        return dict(map(netlink.parse_link_name, rtnetlink.dump("list links", netlink.RTM_GETLINK, header + mask)))
+
+
 def _read_link(name: str) -> Link | None:
     """One link without reading the others: a host may have a thousand."""
     try:
@@ -223,9 +231,10 @@ def _addresses_of(rtnetlink: netlink.Socket, request: bytes) -> dict[int, list[L
 
 def _links_of(rtnetlink: netlink.Socket, namespace_id: int | None) -> list[Link]:
     """Links of our own network namespace (None) or of the one that we know by this id."""
-    link_filter = address_filter = b""
+    address_filter = b""
+    link_filter = netlink.u32(netlink.IFLA_EXT_MASK, netlink.RTEXT_FILTER_SKIP_STATS)  # IPv6's own, not the counters
     if namespace_id is not None:
-        link_filter = netlink.s32(netlink.IFLA_TARGET_NETNSID, namespace_id)
+        link_filter += netlink.s32(netlink.IFLA_TARGET_NETNSID, namespace_id)
         address_filter = netlink.s32(netlink.IFA_TARGET_NETNSID, namespace_id)
     header = netlink.IFADDR.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
     addresses = _addresses_of(rtnetlink, header + address_filter)

@@ -101,23 +101,30 @@ class LinuxMachine:
         self._cgroups = cgroups
         self._root = root
         self._known: Features | None = None
+        self._probing = asyncio.Lock()
 
     async def features(self) -> Features:
-        features, cgroup, programs, (idmapped, overlay) = await asyncio.gather(
-            self._threads.run(_kernel_features, self._root), self._cgroups.layout(),
-            self._programs(), self._mount_features(),
-        )  # fmt: skip
+        """What the kernel can is tried once; programs come and go with packages, only new ones tell their version."""
+        async with self._probing:
+            known = self._known or await self._probe()
+            found = await self._threads.run(_installed)
+            new = [name for name in found if name not in known.programs]
+            versions = dict(zip(new, await asyncio.gather(*(self._version(name) for name in new)), strict=True))
+            programs = {name: (known.programs | versions)[name] for name in found}
+            self._known = msgspec.structs.replace(known, programs=programs)
+            return self._known
+
+    async def _probe(self) -> Features:
+        features, cgroup, (idmapped, overlay) = await asyncio.gather(
+            self._threads.run(_kernel_features, self._root), self._cgroups.layout(), self._mount_features()
+        )
         features.cgroup = cgroup
-        features.programs = programs
         features.idmapped_mounts = idmapped
         features.overlay_idmapped_lower = overlay
-        self._known = features
         return features
 
     async def missing(self) -> dict[str, str]:
-        known = self._known or await self.features()
-        found = await self._threads.run(_installed)
-        return missing(msgspec.structs.replace(known, programs=dict.fromkeys(found, "")))
+        return missing(await self.features())
 
     async def subordinate_ids(self) -> SubordinateRange:
         return await self._threads.run(self._subordinate_ids)
@@ -186,11 +193,6 @@ class LinuxMachine:
         wanted = common_range(*(root_ranges(text) for text in texts))
         maps = [_text(self._root / "proc/self" / name) for name in ("uid_map", "gid_map")]
         return within(wanted, *(first_ids(text) for text in maps))
-
-    async def _programs(self) -> dict[str, str]:
-        found = await self._threads.run(_installed)
-        versions = await asyncio.gather(*(self._version(name) for name in found))
-        return dict(zip(found, versions, strict=True))
 
     async def _version(self, program: str) -> str:
         arguments = _PROGRAMS[program]

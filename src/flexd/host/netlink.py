@@ -9,7 +9,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from ipaddress import ip_network
 from types import TracebackType
 
@@ -47,6 +47,7 @@ _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_MULTIPATH, _RTA_TABLE = 1, 4, 5, 9, 15
 # linux/if_link.h
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
 IFLA_LINKINFO, IFLA_STATS64, IFLA_TARGET_NETNSID = 18, 23, 46
+IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS = 29, 8
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
 IFLA_TXQLEN, IFLA_NET_NS_FD, IFLA_MACVLAN_MODE = 13, 28, 1
 MACVLAN_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
@@ -81,6 +82,10 @@ _DUMP_ATTEMPTS = 5
 _ANSWER_TIMEOUT_S = 30.0
 
 
+_EVERY = range(_NLA_TYPE_MASK + 1)
+_OF_A_LINK = frozenset({IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_LINKINFO, IFLA_STATS64})
+
+
 def attribute(kind: int, payload: bytes) -> bytes:
     padding = -len(payload) % 4
     return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(payload), kind) + payload + b"\0" * padding
@@ -106,7 +111,7 @@ def string(kind: int, value: str) -> bytes:
     return attribute(kind, value.encode() + b"\0")
 
 
-def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
+def attributes(data: bytes, offset: int = 0, wanted: Container[int] = _EVERY) -> dict[int, bytes]:
     """Payloads by type of a run of attributes; what is cut off is left out. A plain loop: a link has 40 of them."""
     found: dict[int, bytes] = {}
     end = len(data)
@@ -115,7 +120,8 @@ def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
         length, kind = unpack(data, offset)
         if length < 4 or offset + length > end:
             break
-        found[kind & _NLA_TYPE_MASK] = data[offset + 4 : offset + length]
+        if (kind := kind & _NLA_TYPE_MASK) in wanted:
+            found[kind] = data[offset + 4 : offset + length]
         offset += (length + 3) & ~3
     return found
 
@@ -224,7 +230,7 @@ def raise_error(what: str, payload: bytes, flags: int) -> None:
 
 def parse_link(payload: bytes, addresses: Mapping[int, list[LinkAddress]]) -> Link:
     _, _, index, flags, _ = IFINFO.unpack_from(payload)
-    found = attributes(payload, IFINFO.size)
+    found = attributes(payload, IFINFO.size, _OF_A_LINK)
     info = found.get(IFLA_LINKINFO)
     kind = _text(attributes(info).get(IFLA_INFO_KIND, b"")) if info else ""
     stats = found.get(IFLA_STATS64, b"")
@@ -242,6 +248,16 @@ def parse_link(payload: bytes, addresses: Mapping[int, list[LinkAddress]]) -> Li
         tuple(addresses.get(index, ())),
         parse_counters(stats) if len(stats) >= _COUNTERS.size else LinkCounters(),
     )
+
+
+def parse_link_name(payload: bytes) -> tuple[int, str]:
+    """(index, name), without looking at the other attributes: the name is the first."""
+    index = IFINFO.unpack_from(payload)[2]
+    length, kind = _ATTRIBUTE.unpack_from(payload, IFINFO.size)
+    if kind != IFLA_IFNAME:
+        return index, _text(attributes(payload, IFINFO.size).get(IFLA_IFNAME, b""))
+    start = IFINFO.size + _ATTRIBUTE.size
+    return index, _text(payload[start : start + length - _ATTRIBUTE.size])
 
 
 def parse_counters(stats: bytes) -> LinkCounters:

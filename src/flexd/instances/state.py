@@ -15,7 +15,7 @@ from flexd.api.instance_state import (
 )
 from flexd.host.contract import CgroupStats, Host, Link, LinkCounters
 from flexd.instances.lifecycle import Lifecycle
-from flexd.instances.record import InstanceRecord
+from flexd.instances.record import Expanded, InstanceRecord
 from flexd.instances.registry import STATUS_CODES, Registry, show_backup, show_instance, show_snapshot
 from flexd.runtime.contract import RunningContainer
 from flexd.storage.pools import Pools
@@ -31,7 +31,8 @@ class States:
         self._pools = pools
 
     async def state(self, project: str, name: str) -> InstanceState:
-        return (await self._states([self._registry.instance(project, name)]))[0]
+        record = self._registry.instance(project, name)
+        return (await self._states([record], [self._registry.expand(record)]))[0]
 
     async def full(self, project: str) -> list[InstanceFull]:
         return await self._full(self._registry.all_instances(project))
@@ -40,11 +41,11 @@ class States:
         return (await self._full([self._registry.instance(project, name)]))[0]
 
     async def _full(self, records: Sequence[InstanceRecord]) -> list[InstanceFull]:
-        states = await self._states(records)
+        expansions = [self._registry.expand(record) for record in records]
+        states = await self._states(records, expansions)
         shown = []
-        for record, state in zip(records, states, strict=True):
-            instance = show_instance(record, self._registry.expand(record), state.status)
-            full = _with_state(instance, state)
+        for record, expanded, state in zip(records, expansions, states, strict=True):
+            full = _with_state(show_instance(record, expanded, state.status), state)
             full.snapshots = [
                 show_snapshot(snapshot, self._registry.expand_past(snapshot.instance))
                 for snapshot in self._registry.snapshots_of(record)
@@ -53,7 +54,7 @@ class States:
             shown.append(full)
         return shown
 
-    async def _states(self, records: Sequence[InstanceRecord]) -> list[InstanceState]:
+    async def _states(self, records: Sequence[InstanceRecord], expansions: Sequence[Expanded]) -> list[InstanceState]:
         """In order; the host is asked once for all, not once for each."""
         running = {r.storage_name: c for r in records if (c := self._lifecycle.running(r)) is not None}
         containers = list(running.values())
@@ -64,15 +65,15 @@ class States:
         host_links = await self._host.links.names() if containers else {}
         figures = dict(zip(running, zip(containers, stats, links, strict=True), strict=True))
         states = []
-        for record in records:
-            disk = await self._disk(record)
+        for record, expanded in zip(records, expansions, strict=True):
+            disk = await self._disk(record, expanded)
             found = figures.get(record.storage_name)
             status = self._lifecycle.shown_status(record)
             states.append(_state(status, disk, found, host_links))
         return states
 
-    async def _disk(self, record: InstanceRecord) -> dict[str, InstanceStateDisk]:
-        root = self._registry.expand(record).root()
+    async def _disk(self, record: InstanceRecord, expanded: Expanded) -> dict[str, InstanceStateDisk]:
+        root = expanded.root()
         usage = await self._pools.usage(record.volume) if root is not None else None
         return {root[0]: InstanceStateDisk(usage)} if root is not None and usage is not None else {}
 

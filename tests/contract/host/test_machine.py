@@ -46,3 +46,8 @@ async def test_load(host: Host) -> None:
 async def test_a_sysctl_that_is_not_there(host: Host, real: bool) -> None:
     if real:
         assert not await host.machine.sysctl("kernel.flexd_has_no_such_thing", "1")
+
+
+async def test_features_are_known_the_second_time(host: Host, real: bool) -> None:
+    first = await host.machine.features()
+    assert await host.machine.features() == first
