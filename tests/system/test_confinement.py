@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What holds a container: policies that really deny, ids that really are others'."""
 
+import os
+import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.system.machine import ApiError, Machine
+from tests.system.machine import ApiError, Machine, wait_until
 
 
 @contextmanager
@@ -100,3 +103,65 @@ def test_the_hosts_kernel_is_out_of_reach(tiny: Machine, privileged: str):
             assert done.returncode != 0, door
     finally:
         tiny.lxc("delete", "-f", f"escape{privileged}")
+
+
+# getpid(2) through the 32-bit entry (its number there is 20), and through x32's table where the kernel has it.
+_COMPAT = r"""
+#include <stdio.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+int main(void) {
+    long result = 20;
+    __asm__ volatile("int $0x80" : "+a"(result) : : "memory", "r8", "r9", "r10", "r11");
+    long x32 = syscall(SYS_getpid | 0x40000000);
+    printf("%s %s\n", (int)result == getpid() ? "works" : (int)result == -38 ? "ENOSYS" : "?",
+           x32 == getpid() ? "works" : "fails");
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def compat(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A program that prints how system calls of other tables end."""
+    compiler = shutil.which("cc")
+    if compiler is None or os.uname().machine != "x86_64":
+        pytest.skip("no C compiler, or no x86_64")
+    place = tmp_path_factory.mktemp("compat")
+    (place / "compat.c").write_text(_COMPAT)
+    subprocess.run([compiler, "-static", "-o", place / "compat", place / "compat.c"], check=True)
+    done = subprocess.run([place / "compat"], capture_output=True, text=True, check=False)
+    if not done.stdout.startswith("works"):
+        pytest.skip("this kernel runs no 32-bit programs")
+    return place / "compat"
+
+
+def test_32_bit_programs_are_denied(tiny: Machine, compat: Path):
+    """Of init, of commands, of both after a restart; and of nobody else."""
+    launch(tiny, "native", {"security.syscalls.deny_compat": "true"})
+    launch(tiny, "both", {})
+    try:
+        for name in ("native", "both"):
+            tiny.lxc("file", "push", "--mode=755", str(compat), f"{name}/compat")
+        assert tiny.lxc("exec", "both", "--", "/compat").stdout.startswith("works")
+        assert tiny.lxc("exec", "native", "--", "/compat").stdout == "ENOSYS fails\n"
+        script = "echo '::sysinit:/bin/sh -c \"/compat >/saw\"' >>/etc/inittab"
+        tiny.lxc("exec", "native", "--", "sh", "-c", script)
+        tiny.restart()
+        assert tiny.lxc("exec", "native", "--", "/compat").stdout == "ENOSYS fails\n"
+        tiny.lxc("restart", "-f", "native")
+        assert wait_until(lambda: tiny.lxc("exec", "native", "--", "cat", "/saw", check=False).stdout) == (
+            "ENOSYS fails\n"
+        )
+    finally:
+        tiny.lxc("delete", "-f", "native", "both")
+
+
+def test_32_bit_programs_are_denied_beside_interception(tiny: Machine, compat: Path):
+    keys = {"security.syscalls.blacklist_compat": "true", "security.syscalls.intercept.mknod": "true"}
+    launch(tiny, "noded", keys)
+    try:
+        tiny.lxc("file", "push", "--mode=755", str(compat), "noded/compat")
+        assert tiny.lxc("exec", "noded", "--", "/compat").stdout == "ENOSYS fails\n"
+        assert tiny.lxc("exec", "noded", "--", "mknod", "/tmp/null", "c", "1", "3").returncode == 0
+    finally:
+        tiny.lxc("delete", "-f", "noded")

@@ -16,12 +16,61 @@ from tests.system.machine import ApiError, Machine
 # For calls that busybox has no command for: `calls setxattr PATH`, `calls sched PRIORITY`, `calls sysinfo`.
 _CALLS = r"""
 #include <errno.h>
+#include <fcntl.h>
+#include <linux/bpf.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <sys/sysinfo.h>
+#include <sys/wait.h>
 #include <sys/xattr.h>
+#include <unistd.h>
+static char verdict[65536];
+static int load(int type, int map) { /* a program that denies every device; with `map` it names file descriptor 0 */
+    struct bpf_insn code[4] = {{ .code = 0xb7 }, { .code = 0x95 }};
+    if (map) {
+        struct bpf_insn other[4] = {{ .code = 0x18, .dst_reg = 1, .src_reg = 1 }, {0},
+            { .code = 0xb7 }, { .code = 0x95 }};
+        memcpy(code, other, sizeof(code));
+    }
+    union bpf_attr attr = { .prog_type = type, .insn_cnt = map ? 4 : 2, .insns = (unsigned long)code,
+        .license = (unsigned long)"Apache-2.0", .log_level = 1, .log_size = sizeof(verdict),
+        .log_buf = (unsigned long)verdict };
+    return syscall(SYS_bpf, BPF_PROG_LOAD, &attr, sizeof(attr));
+}
+static int use(int command, int program, int cgroup) {
+    union bpf_attr attr = { .target_fd = cgroup, .attach_bpf_fd = program, .attach_type = BPF_CGROUP_DEVICE };
+    return syscall(SYS_bpf, command, &attr, sizeof(attr));
+}
+static int opens_in(const char *group) { /* errno of opening /dev/null in a cgroup */
+    pid_t child = fork();
+    if (!child) {
+        char path[256];
+        snprintf(path, sizeof(path), "%s/cgroup.procs", group);
+        int procs = open(path, O_WRONLY);
+        if (write(procs, "0", 1) != 1) _exit(99);
+        _exit(open("/dev/null", O_RDONLY) < 0 ? errno : 0);
+    }
+    int status;
+    waitpid(child, &status, 0);
+    return WEXITSTATUS(status);
+}
+static int devices(const char *group) {
+    int cgroup = open(group, O_RDONLY), program = load(BPF_PROG_TYPE_CGROUP_DEVICE, 0);
+    printf("load %s", program < 0 ? strerror(errno) : "done");
+    if (program >= 0) {
+        int flags = fcntl(program, F_GETFD);
+        printf("%s", flags & FD_CLOEXEC ? "" : " without close-on-exec");
+        printf(", attach %s", use(BPF_PROG_ATTACH, program, cgroup) ? strerror(errno) : "done");
+        printf(", open %d", opens_in(group));
+        printf(", detach %s", use(BPF_PROG_DETACH, program, cgroup) ? strerror(errno) : "done");
+        printf(", open %d", opens_in(group));
+    }
+    printf("\n");
+    return 0;
+}
 int main(int argc, char **argv) {
     int result = -1;
     if (!strcmp(argv[1], "setxattr")) result = setxattr(argv[2], argv[3], argv[4], 1, 0);
@@ -35,6 +84,8 @@ int main(int argc, char **argv) {
         result = sysinfo(&i);
         printf("%ld %lu %lu %d\n", i.uptime, i.totalram * i.mem_unit, i.freeram * i.mem_unit, i.procs);
     }
+    if (!strcmp(argv[1], "devices")) return devices(argv[2]);
+    if (!strcmp(argv[1], "load")) result = load(atoi(argv[2]), argc > 3) < 0;
     if (result) printf("error %d\n", errno);
     return result != 0;
 }
@@ -304,3 +355,47 @@ def test_many_commands_at_once(tiny: Machine, noder: str):
     with ThreadPoolExecutor(len(scripts)) as pool:
         done = list(pool.map(lambda script: run(tiny, noder, script), scripts))
     assert done == [(0, "")] * len(scripts)
+
+
+_GROUP = "mkdir -p /run/g; mount -t cgroup2 none /run/g 2>/dev/null; mkdir -p /run/g/sub; "
+
+
+def test_device_programs_of_nested_cgroups(tiny: Machine, calls: Path):
+    keys = {"security.syscalls.intercept.bpf": "true", "security.syscalls.intercept.bpf.devices": "true"}
+    launch(tiny, "bpf", keys)
+    try:
+        push(tiny, "bpf", calls)
+        # EPERM is 1.
+        status, text = run(tiny, "bpf", _GROUP + "/calls devices /run/g/sub")
+        assert (status, text) == (0, "load done, attach done, open 1, detach done, open 0\n")
+        # Its own cgroup is the host's to rule.
+        assert "attach Operation not permitted" in run(tiny, "bpf", _GROUP + "/calls devices /run/g")[1]
+        assert "attach Bad file descriptor" in run(tiny, "bpf", "/calls devices /nowhere")[1]
+        # Neither programs of other types, nor descriptors of the host, nor anybody but root. EACCES is 13.
+        assert run(tiny, "bpf", "/calls load 1") == (1, "error 1\n")
+        assert run(tiny, "bpf", "/calls load 15 map") == (1, "error 13\n")
+        assert "load Operation not permitted" in run(tiny, "bpf", "/calls devices /run", "--user", "1000")[1]
+        # Live: what is not allowed any more is refused at once.
+        tiny.lxc("config", "set", "bpf", "security.syscalls.intercept.bpf.devices", "false")
+        assert run(tiny, "bpf", "/calls devices /run/g/sub") == (0, "load Operation not permitted\n")
+    finally:
+        tiny.lxc("delete", "-f", "bpf")
+
+
+def test_huge_pages_are_its_own(tiny: Machine):
+    if "hugetlbfs" not in Path("/proc/filesystems").read_text():
+        pytest.skip("this kernel has no hugetlbfs")
+    keys = {
+        "security.syscalls.intercept.mount": "true",
+        "security.syscalls.intercept.mount.allowed": "hugetlbfs",
+        "security.syscalls.intercept.mount.shift": "true",
+    }
+    launch(tiny, "huge", keys)
+    try:
+        assert run(tiny, "huge", "mount -t hugetlbfs none /mnt && stat -c %u:%g /mnt") == (0, "0:0\n")
+        assert run(tiny, "huge", "umount /mnt && mount -t hugetlbfs -o uid=1000,gid=100,mode=700 none /mnt") == (0, "")
+        assert run(tiny, "huge", "stat -c %u:%g:%a /mnt; touch /mnt/file && ls /mnt") == (0, "1000:100:700\nfile\n")
+        assert run(tiny, "huge", "umount /mnt; mount -t hugetlbfs -o uid=2000000000 none /mnt")[0] != 0
+        assert run(tiny, "huge", "mount -t hugetlbfs -o uid=x none /mnt")[0] != 0
+    finally:
+        tiny.lxc("delete", "-f", "huge")

@@ -8,6 +8,7 @@ says why some that look built are not named.
 API_EXTENSIONS: tuple[str, ...] = (
     "container_host_shutdown_timeout",
     "container_stop_priority",
+    "container_syscall_filtering",
     "auth_pki",
     "container_last_used_at",
     "etag",
@@ -104,6 +105,7 @@ API_EXTENSIONS: tuple[str, ...] = (
     "api_filtering",
     "instance_nic_network",
     "firewall_driver",
+    "container_syscall_intercept_hugetlbfs",
     "container_nic_routed_gateway",
     "custom_volume_snapshot_expiry",
     "volume_snapshot_scheduling",
@@ -119,6 +121,7 @@ API_EXTENSIONS: tuple[str, ...] = (
     "container_nic_routed_limits",
     "instance_nic_bridged_vlan",
     "usedby_consistency",
+    "container_syscall_intercept_bpf_devices",
     "container_syscall_filtering_allow_deny_syntax",
     "backup_override_name",
     "tpm_device_type",

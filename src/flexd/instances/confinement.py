@@ -10,7 +10,15 @@ from flexd.api.units import is_true
 from flexd.host.contract import Features, Host, HostError
 from flexd.instances.record import Config, Expanded, InstanceRecord
 from flexd.instances.registry import Registry
-from flexd.instances.security import has_guest_api, interceptions, modules, seccomp_rules, supervision, sysctls
+from flexd.instances.security import (
+    denies_compat,
+    has_guest_api,
+    interceptions,
+    modules,
+    seccomp_rules,
+    supervision,
+    sysctls,
+)
 from flexd.instances.spec import Confined
 from flexd.runtime.apparmor import Confinement as Profile
 from flexd.runtime.apparmor import label, render_profile
@@ -99,6 +107,7 @@ class Confinement:
             apparmor_profile=await self._load_profile(record, expanded),
             supervised=bool(interceptions(expanded.config)),
             limit_devices="mount" in interceptions(expanded.config),
+            native_only=denies_compat(expanded.config),
             guest_api=str(self._guest_directory) if has_guest_api(expanded.config) else "",
         )
 

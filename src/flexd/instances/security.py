@@ -33,6 +33,7 @@ _MODULE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 _OLD_NAMES = {
     "security.syscalls.allow": "security.syscalls.whitelist",
     "security.syscalls.deny": "security.syscalls.blacklist",
+    "security.syscalls.deny_compat": "security.syscalls.blacklist_compat",
     "security.syscalls.deny_default": "security.syscalls.blacklist_default",
 }
 # Keys of liblxc that are the daemon's: its log, how it finds what runs, links and root that it has made.
@@ -110,7 +111,7 @@ _RULES_HELP = "one a line, as liblxc reads them: `mkdir errno 1`"
 _INTERCEPT = "security.syscalls.intercept."
 # The keys that switch interception on, by the call that they are about.
 _INTERCEPTIONS: dict[str, Interception] = {
-    _INTERCEPT + name: name for name in ("mknod", "mount", "sched_setscheduler", "setxattr", "sysinfo")
+    _INTERCEPT + name: name for name in ("bpf", "mknod", "mount", "sched_setscheduler", "setxattr", "sysinfo")
 }
 
 KEYS = (
@@ -137,6 +138,13 @@ KEYS = (
     Key("security.syscalls.allow", check=rules_fault, live=False, description=f"Only these calls, {_RULES_HELP}"),
     Key("security.syscalls.blacklist", check=rules_fault, live=False, description="Old name of deny"),
     Key(
+        "security.syscalls.blacklist_compat",
+        kind="bool",
+        default="false",
+        live=False,
+        description="Old name of deny_compat",
+    ),
+    Key(
         "security.syscalls.blacklist_default",
         kind="bool",
         default="true",
@@ -145,11 +153,31 @@ KEYS = (
     ),
     Key("security.syscalls.deny", check=rules_fault, live=False, description=f"Calls denied, too, {_RULES_HELP}"),
     Key(
+        "security.syscalls.deny_compat",
+        kind="bool",
+        default="false",
+        live=False,
+        description="Deny the system calls of 32-bit programs (x86_64 only)",
+    ),
+    Key(
         "security.syscalls.deny_default",
         kind="bool",
         default="true",
         live=False,
         description="Deny what reaches the host's kernel (module loading, kexec, file handles)",
+    ),
+    Key(
+        "security.syscalls.intercept.bpf",
+        kind="bool",
+        default="false",
+        live=False,
+        description="Act on bpf(2) as bpf.devices says",
+    ),
+    Key(
+        "security.syscalls.intercept.bpf.devices",
+        kind="bool",
+        default="false",
+        description="Its root may load programs that limit the devices of its own cgroups (cgroup v2)",
     ),
     Key(
         "security.syscalls.intercept.mknod",
@@ -226,7 +254,8 @@ def _syscall_faults(config: Mapping[str, str]) -> Iterator[Fault]:
             yield Fault(f"config.{old}", f"is the old name of {new}: only one of them can be set")
     allow = [key for key in _named("security.syscalls.allow") if config.get(key)]
     deny = [key for key in _named("security.syscalls.deny") if config.get(key)]
-    deny += [key for key in _named("security.syscalls.deny_default") if is_true(config.get(key))]
+    for key in ("security.syscalls.deny_default", "security.syscalls.deny_compat"):
+        deny += [name for name in _named(key) if is_true(config.get(name))]
     if config.get("raw.seccomp"):
         for key in (*allow, *deny):
             yield Fault(f"config.{key}", "contradicts raw.seccomp, which is the whole policy")
@@ -286,7 +315,13 @@ def _mount_supervision(config: Mapping[str, str]) -> Supervision:
         mount_allowed=frozenset(_names(config.get(_INTERCEPT + "mount.allowed", ""))),
         mount_fuse={fstype.strip(): program.strip() for fstype, _, program in entries},
         mount_shift=is_true(config.get(_INTERCEPT + "mount.shift")),
+        bpf_devices=is_true(config.get(_INTERCEPT + "bpf.devices")),
     )
+
+
+def denies_compat(config: Mapping[str, str]) -> bool:
+    """`security.syscalls.deny_compat`."""
+    return is_true(_either(config, "security.syscalls.deny_compat"))
 
 
 def has_guest_api(config: Mapping[str, str]) -> bool:

@@ -23,6 +23,7 @@ class Confined(Struct, frozen=True):
     guest_api: str = ""
     supervised: bool = False
     limit_devices: bool = False
+    native_only: bool = False
 
 
 _UNCONFINED = Confined()
@@ -64,6 +65,7 @@ def container_spec(
         guest_api=confined.guest_api,
         supervised=confined.supervised,
         limit_devices=confined.limit_devices,
+        native_only=confined.native_only,
         raw=expanded.config.get("raw.lxc", ""),
     )
 

@@ -64,6 +64,7 @@ class ContainerSpec(Struct, frozen=True):
     lxcfs: bool = True
     seccomp_profile: str = ""  # path; empty: none
     supervised: bool = False  # the policy has `notify` rules
+    native_only: bool = False  # no system calls of other architectures (32-bit programs)
     limit_devices: bool = False  # its cgroup says which devices it may use; always so if privileged
     apparmor_profile: str = ""
     guest_api: str = ""  # directory of the guest API's socket; empty: none

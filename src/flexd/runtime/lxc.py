@@ -8,6 +8,7 @@ import errno
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -31,14 +32,14 @@ from flexd.runtime.contract import (
     Supervision,
 )
 from flexd.runtime.exec_process import LxcExecProcess, exec_directory, exec_environment
-from flexd.runtime.helper import wire
+from flexd.runtime.helper import native_calls, wire
 from flexd.runtime.helper_process import Connection, HelperError, HelperProcess
 from flexd.runtime.init_signals import choose_signal
 from flexd.runtime.interception.listener import Listener
 from flexd.runtime.logs import Logs
 from flexd.runtime.paths import ContainerPaths, group_prefix
 from flexd.runtime.remote_files import RemoteFiles
-from flexd.runtime.render import KERNEL_DIRECTORIES, HostFacts, render
+from flexd.runtime.render import KERNEL_DIRECTORIES, NATIVE_ONLY, HostFacts, render
 from flexd.runtime.settling import survives
 
 # Without newuidmap(1) in its PATH liblxc writes the id maps itself, as root may: 9 ms less, and no need for lines in
@@ -59,7 +60,7 @@ class LxcRuntime:
         self._directory = directory
         self._log_directory = log_directory
         self._helper = HelperProcess(host.processes)
-        self._listener = Listener(self._helper, directory / ".seccomp" / "sock", self._figures)
+        self._listener = Listener(self._helper, directory / ".seccomp" / "sock", self._figures, self._cgroup_directory)
         self._facts: HostFacts | None = None
         self._library: tuple[str, dict[str, str]] | None = None
 
@@ -91,6 +92,11 @@ class LxcRuntime:
         """Its monitor must not be asked: it waits for the answer that these are for."""
         return (await self._host.cgroups.stats([self._paths(name).payload_group]))[0]
 
+    async def _cgroup_directory(self, name: str) -> str:
+        """Of the unified hierarchy, which programs are attached to; "" where there is none."""
+        unified = (await self._host.cgroups.layout()).unified
+        return "" if unified is None else str(unified / self._paths(name).payload_group)
+
     # --- running -----------------------------------------------------------------------------------------------------
 
     async def start(self, spec: ContainerSpec) -> RunningContainer:
@@ -115,6 +121,8 @@ class LxcRuntime:
             raise StartFailed(f'Failed to start container "{spec.name}": the program lxc-start is not installed')
         argv = [program, "-n", spec.name, "-P", str(self._directory), "-f", str(paths.config), "-d"]
         argv += ["-p", str(paths.monitor_pid)]
+        if spec.native_only:
+            argv = [sys.executable, "-I", "-S", native_calls.__file__, *argv]
         environment = None if "hook" in spec.raw else _NO_PROGRAMS
         result = await self._host.processes.run(argv, env=environment, timeout_s=_START_TIMEOUT_S, check=False)
         container = await self.find(spec.name) if result.returncode == 0 else None
@@ -209,16 +217,18 @@ class LxcRuntime:
             "cwd": exec_directory(spec, environment),
             "uid": spec.uid,
             "gid": spec.gid,
-            "policy": await self._own_policy(container.name),
+            **await self._entry(container.name),
         }
         connection = await self._helper.connect("x", (stdin, stdout, stderr))
         message, _ = await self._first_answer(connection, request, f'run a command in "{container.name}"')
         return LxcExecProcess(connection, int(message["pid"]))
 
-    async def _own_policy(self, name: str) -> str:
-        """For `helper.supervised`: where no LSM puts liblxc's attach in order."""
+    async def _entry(self, name: str) -> wire.Message:
+        """What liblxc's attach leaves to us: `native_only` of the start, and, where no LSM puts it in order, the policy
+        for `helper.supervised`."""
         facts = await self._host_facts()
-        return "" if facts.apparmor else await asyncio.to_thread(_supervised_policy, self._paths(name).config)
+        native_only, policy = await asyncio.to_thread(_entry_of, self._paths(name).config)
+        return {"native_only": native_only, "policy": "" if facts.apparmor else policy}
 
     async def add_mount(self, container: RunningContainer, mount: MountSpec) -> None:
         request = {**_init(container), "source": mount.source, "target": mount.target, "options": list(mount.options)}
@@ -410,14 +420,14 @@ def _write_state(paths: ContainerPaths, config: str) -> bool:
     return clean
 
 
-def _supervised_policy(config: Path) -> str:
-    """The policy of a container that was started supervised; its keys may be others by now."""
+def _entry_of(config: Path) -> tuple[bool, str]:
+    """(native only, the policy if supervised) of a container as it was started; its keys may be others by now."""
     try:
         lines = dict(line.partition(" = ")[::2] for line in config.read_text(errors="replace").splitlines())
         supervised = "lxc.seccomp.notify.proxy" in lines
-        return Path(lines["lxc.seccomp.profile"]).read_text() if supervised else ""
+        return NATIVE_ONLY[0] in lines, Path(lines["lxc.seccomp.profile"]).read_text() if supervised else ""
     except FileNotFoundError:
-        return ""
+        return False, ""
 
 
 def _read_target(paths: ContainerPaths) -> str:

@@ -74,6 +74,9 @@ _PTYS = 1024
 # The console log is kept up to this size and once more in console.log.1; LXD's ring buffer is as large.
 CONSOLE_LOG_BYTES = 128 * 1024
 
+# A comment, to liblxc.
+NATIVE_ONLY: Line = ("# flexd.native_only", "1")
+
 _NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,200})")
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.*-]*")
 _SYSCTL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./*-]*")
@@ -171,6 +174,9 @@ def _security(spec: ContainerSpec, facts: HostFacts) -> Iterator[Line]:
         yield "lxc.seccomp.profile", spec.seccomp_profile
         # Also where the daemon itself is confined, in a container: filters add up, the kernel asks each.
         yield "lxc.seccomp.allow_nesting", "1"
+    if spec.native_only:
+        # For `exec`: the filter itself is loaded before liblxc starts, and its files have no word for it.
+        yield NATIVE_ONLY
     if spec.supervised:
         yield "lxc.seccomp.notify.proxy", f"unix:{facts.seccomp_proxy}"
         yield "lxc.seccomp.notify.cookie", spec.name

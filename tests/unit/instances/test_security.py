@@ -8,7 +8,7 @@ import pytest
 from flexd.api.errors import FlexdError, InvalidInput
 from flexd.api.instance import InstancePut
 from flexd.instances.keys import config_faults
-from flexd.instances.security import seccomp_rules, sysctls
+from flexd.instances.security import denies_compat, interceptions, seccomp_rules, supervision, sysctls
 from flexd.runtime.seccomp import SeccompRules
 from tests.unit.instances.house import PROJECT, ROOT, House, house
 
@@ -19,6 +19,8 @@ from tests.unit.instances.house import PROJECT, ROOT, House, house
         ("security.syscalls.deny", "mkdir errno"),
         ("security.syscalls.allow", "[toaster]"),
         ("security.syscalls.deny_default", "perhaps"),
+        ("security.syscalls.deny_compat", "perhaps"),
+        ("security.syscalls.intercept.bpf.devices", "sda"),
         ("raw.idmap", "both 1000"),
         ("raw.lxc", "lxc.log.file = /etc/passwd"),
         ("raw.lxc", "lxc.net.0.type = none"),
@@ -59,11 +61,13 @@ def test_every_contradiction_is_told():
         "security.syscalls.allow": "read",
         "security.syscalls.whitelist": "read",
         "security.syscalls.deny_default": "true",
+        "security.syscalls.blacklist_compat": "true",
     }
     assert {fault.path for fault in config_faults(config)} == {
         "config.security.syscalls.allow",
         "config.security.syscalls.whitelist",
         "config.security.syscalls.deny_default",
+        "config.security.syscalls.blacklist_compat",
     }
 
 
@@ -76,6 +80,26 @@ def test_rules():
     assert seccomp_rules({}) == SeccompRules()
     assert seccomp_rules({"security.syscalls.blacklist_default": "false"}) == SeccompRules(deny_default=False)
     assert seccomp_rules({"security.syscalls.blacklist": "mkdir"}) == SeccompRules(deny="mkdir")
+
+
+@pytest.mark.parametrize(
+    ("config", "denied"),
+    [
+        ({}, False),
+        ({"security.syscalls.deny_compat": "true"}, True),
+        ({"security.syscalls.blacklist_compat": "true"}, True),
+        ({"security.syscalls.deny_compat": "false"}, False),
+    ],
+)
+def test_foreign_calls(config: dict[str, str], denied: bool):
+    assert denies_compat(config) is denied
+
+
+def test_device_programs_need_both_keys():
+    both = {"security.syscalls.intercept.bpf": "true", "security.syscalls.intercept.bpf.devices": "true"}
+    assert supervision(both).bpf_devices
+    assert interceptions(both) == {"bpf"}
+    assert interceptions({"security.syscalls.intercept.bpf.devices": "true"}) == set()
 
 
 def test_sysctls():

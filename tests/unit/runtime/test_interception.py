@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flexd.runtime.helper import filter as policies
-from flexd.runtime.helper import intercepted_sysinfo
-from flexd.runtime.helper.caller import inside
+from flexd.runtime.helper import intercepted_sysinfo, native_calls
+from flexd.runtime.helper.caller import inside, outside
 from flexd.runtime.helper.filter import Rule
+from flexd.runtime.helper.intercepted_bpf import refers_to_fds
+from flexd.runtime.helper.intercepted_mount import huge_pages_options
 from flexd.runtime.helper.supervise import decode_device
 from flexd.runtime.interception.messages import PROCEED, BadMessage, Notification, Verdict, answer, parse
 from flexd.runtime.seccomp import SeccompRules, render_policy
@@ -118,3 +120,75 @@ def test_sysinfo(cgroup: dict[str, int | None], expected: tuple[int, ...]):
     assert figures[:4] == (99, 65536, 32768, 0)
     total, free, _, _, swap, free_swap = figures[4:10]
     assert (total, free, swap, free_swap, figures[10]) == expected
+
+
+MAP = [(0, 1000000, 1000), (5000, 77, 1)]
+
+
+@pytest.mark.parametrize(("own", "host"), [(0, 1000000), (999, 1000999), (1000, None), (5000, 77), (77, 1000077)])
+def test_host_ids(own: int, host: int | None):
+    assert outside(own, MAP) == host
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (b"", b"uid=1000000,gid=1000000"),
+        (b"size=4M,uid=5", b"size=4M,uid=1000005,gid=1000000"),
+        (b"gid=5000,mode=700,gid=1", b"mode=700,uid=1000000,gid=1000001"),
+    ],
+)
+def test_whose_huge_pages(options: bytes, expected: bytes):
+    assert huge_pages_options(options, MAP, MAP) == expected
+
+
+@pytest.mark.parametrize("options", [b"uid=1000", b"uid=-1", b"uid=", b"gid=0x0", b"uid=root"])
+def test_huge_pages_of_nobody_here(options: bytes):
+    with pytest.raises(OSError, match="Invalid argument"):
+        huge_pages_options(options, MAP, MAP)
+
+
+def instruction(opcode: int, registers: int = 0) -> bytes:
+    return bytes([opcode, registers, 0, 0, 0, 0, 0, 0])
+
+
+def test_programs_that_name_descriptors():
+    plain, end = instruction(0xB7), instruction(0x95)
+    constant, upper = instruction(0x18, 0x01), bytes(8)
+    assert not refers_to_fds(plain + end)
+    assert not refers_to_fds(constant + upper + plain + end)
+    # The second half of a constant is data, whatever it looks like.
+    assert not refers_to_fds(constant + instruction(0x18, 0x11) + end)
+    for kind in range(1, 7):
+        assert refers_to_fds(plain + instruction(0x18, kind << 4 | 1) + upper + end)
+        assert refers_to_fds(constant + upper + instruction(0x18, kind << 4) + upper + end)
+
+
+def run_filter(architecture: int, number: int) -> int:
+    """What the filter of foreign calls says, by the rules of classic BPF."""
+    accumulator, position = 0, 0
+    while True:
+        code, then, otherwise, value = native_calls._FILTER[position]
+        if code == native_calls._LOAD_WORD:
+            accumulator = {0: number, 4: architecture}[value]
+        elif code == native_calls._RETURN:
+            return value
+        else:
+            taken = accumulator == value if code == native_calls._JUMP_EQUAL else accumulator >= value
+            position += then if taken else otherwise
+        position += 1
+
+
+@pytest.mark.parametrize(
+    ("architecture", "number", "allowed"),
+    [
+        (0xC000003E, 0, True),
+        (0xC000003E, 462, True),
+        (0xC000003E, 0xFFFFFFFF, True),  # skipped by a tracer
+        (0xC000003E, 0x40000000 | 39, False),  # x32
+        (0x40000003, 20, False),  # i386
+        (0x40000003, 0xFFFFFFFF, False),
+    ],
+)
+def test_calls_of_other_tables(architecture: int, number: int, allowed: bool):
+    assert run_filter(architecture, number) == (0x7FFF0000 if allowed else 0x00050000 | 38)

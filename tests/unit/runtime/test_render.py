@@ -13,7 +13,7 @@ from flexd.api.errors import InvalidInput
 from flexd.api.idmap import IdMap, IdMapEntry
 from flexd.runtime.contract import ContainerSpec, MountSpec, NicSpec
 from flexd.runtime.paths import ContainerPaths, group_prefix
-from flexd.runtime.render import KERNEL_DIRECTORIES, HostFacts, render
+from flexd.runtime.render import KERNEL_DIRECTORIES, NATIVE_ONLY, HostFacts, render
 
 PATHS = ContainerPaths("c1", Path("/d/containers"), Path("/d/logs"))
 PLAIN = ContainerSpec("c1", Path("/d/root"), IdMap.single(1_000_000, 65_536))
@@ -83,6 +83,12 @@ def test_a_usual_container() -> None:
         raw="lxc.tty.max = 1",
     )
     assert text == GOLDEN
+
+
+def test_who_runs_no_foreign_system_calls_is_known_to_exec() -> None:
+    name, value = NATIVE_ONLY
+    assert f"{name} = {value}\n" in rendered(native_only=True)
+    assert name not in rendered()
 
 
 def test_without_nics_it_still_has_a_network_namespace() -> None:

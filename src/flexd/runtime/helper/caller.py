@@ -5,15 +5,22 @@ It waits in the kernel, so what is read stays true while the notification is val
 
 import ctypes
 import errno
+import fcntl
 import os
 import stat
+import struct
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 # linux/seccomp.h SECCOMP_IOCTL_NOTIF_ID_VALID, in its right form (Linux 5.17) and the one of before.
 _ID_VALID = (0x40082102, 0x80082102)
+# SECCOMP_IOCTL_NOTIF_ADDFD (Linux 5.9); struct seccomp_notif_addfd: id; flags, srcfd, newfd, newfd_flags
+_ADD_FD, _ADDITION = 0x40182103, struct.Struct("@QIIII")
 _PAGE_BYTES = 4096
 PATH_MAX = 4096
+
+# (inside, outside, count)
+IdMap = list[tuple[int, int, int]]
 
 
 class Gone(Exception):
@@ -49,8 +56,8 @@ class Caller:
         """A file or link of /proc/PID."""
         return os.open(name, flags | os.O_CLOEXEC, dir_fd=self.directory)
 
-    def _id_map(self, name: str) -> list[tuple[int, int, int]]:
-        """(inside, outside, count), as seen from here."""
+    def _id_map(self, name: str) -> IdMap:
+        """As seen from here."""
         return [(int(a), int(b), int(c)) for a, b, c in (line.split() for line in self.read(name).splitlines())]
 
     def namespace(self, kind: str) -> int:
@@ -98,6 +105,11 @@ class Caller:
         except (OSError, OverflowError) as error:
             raise OSError(errno.EFAULT, os.strerror(errno.EFAULT)) from error
 
+    def give(self, descriptor: int) -> int:
+        """Put a copy of a descriptor of ours among the thread's, closed on exec; its number there."""
+        addition = bytearray(_ADDITION.pack(self._identity, 0, descriptor, 0, os.O_CLOEXEC))
+        return int(fcntl.ioctl(self._listener, _ADD_FD, addition))
+
     def directory_of(self, descriptor: int) -> int:
         """What the thread's descriptor, or with AT_FDCWD (-100) its working directory, is. Caller closes it."""
         number = ctypes.c_int32(descriptor & 0xFFFFFFFF).value
@@ -112,9 +124,17 @@ class Caller:
         return found
 
 
-def inside(number: int, id_map: list[tuple[int, int, int]]) -> int | None:
+def outside(number: int, id_map: IdMap) -> int | None:
+    """The host id behind one of its user namespace."""
+    for first, host, count in id_map:
+        if first <= number < first + count:
+            return host + number - first
+    return None
+
+
+def inside(number: int, id_map: IdMap) -> int | None:
     """The id of its user namespace behind a host id."""
-    for first, outside, count in id_map:
-        if outside <= number < outside + count:
-            return first + number - outside
+    for first, host, count in id_map:
+        if host <= number < host + count:
+            return first + number - host
     return None

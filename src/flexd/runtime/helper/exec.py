@@ -6,7 +6,7 @@ import select
 import signal
 import socket
 
-from flexd.runtime.helper import wire
+from flexd.runtime.helper import native_calls, wire
 from flexd.runtime.helper.liblxc import Container, Library
 from flexd.runtime.helper.supervised import Entry
 
@@ -27,6 +27,8 @@ def serve(library: Library, connection: socket.socket, stdio: tuple[int, int, in
 
 def _start(container: Container, request: wire.Message, stdio: tuple[int, int, int]) -> int:
     """`policy` is given for a container whose system calls are supervised."""
+    if request["native_only"]:
+        native_calls.refuse_others()
     argv, environment, ids = request["command"], request["environment"], (request["uid"], request["gid"])
     if not request["policy"]:
         return container.attach(argv, environment, request["cwd"], ids, stdio)

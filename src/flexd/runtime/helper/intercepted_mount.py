@@ -10,7 +10,7 @@ import os
 import stat
 
 from flexd.runtime.helper import intercepted_fuse, wire
-from flexd.runtime.helper.caller import Caller
+from flexd.runtime.helper.caller import Caller, IdMap, outside
 from flexd.runtime.helper.enter import open_plainly
 from flexd.runtime.helper.resolver import resolve, set_capabilities
 
@@ -31,6 +31,7 @@ _MS_RDONLY = 0x1
 _ATTRIBUTES = {_MS_RDONLY: 0x1, 0x2: 0x2, 0x4: 0x4, 0x8: 0x8, 0x400: 0x10, 0x1000000: 0x20, 0x800: 0x80}
 _OPTIONS = {_MS_RDONLY: b"ro", 0x10: b"sync", 0x80: b"dirsync", 0x2000000: b"lazytime"}
 _ATTR_NODEV = 0x4
+_HUGE_PAGES = "hugetlbfs"
 
 PROCEED: wire.Message = {"proceed": True}
 DONE: wire.Message = {"value": 0}
@@ -62,12 +63,29 @@ def mount(caller: Caller, request: wire.Message) -> wire.Message:
         caller, caller.directory_of(_AT_FDCWD), lambda: _open_both(source if on_device else b"", target, flags)
     )
     caller.check()
-    user = caller.open("ns/user") if request["mount_shift"] else -1
+    owned = fstype == _HUGE_PAGES  # by whom, is an option of its own, which no shift may change again
+    if owned:
+        options = huge_pages_options(options, caller.uid_map, caller.gid_map)
+    user = caller.open("ns/user") if request["mount_shift"] and not owned else -1
     _enter(caller)
     name = b"self/fd/%d" % fds[1] if on_device else source
     made = _make(fstype, name, flags, options)
     _attach(made, fds[0], user)
     return DONE
+
+
+def huge_pages_options(options: bytes, *maps: IdMap) -> bytes:
+    """hugetlbfs is made by the host, so its `uid` and `gid` are the host's ids: those of the container's root, unless
+    it asks for others of its own (extension: container_syscall_intercept_hugetlbfs)."""
+    words = [word for word in options.split(b",") if word]
+    for name, id_map in zip((b"uid", b"gid"), maps, strict=True):
+        asked = [word.partition(b"=")[2] for word in words if word.startswith(name + b"=")]
+        text = asked[-1] if asked else b"0"
+        found = outside(int(text), id_map) if text.isdigit() else None
+        if found is None:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        words = [word for word in words if not word.startswith(name + b"=")] + [b"%s=%d" % (name, found)]
+    return b",".join(words)
 
 
 def _owns_its_mounts(caller: Caller) -> bool:

@@ -9,7 +9,7 @@ import socket
 import stat
 import sys
 
-from flexd.runtime.helper import intercepted_mount, intercepted_sysinfo, wire
+from flexd.runtime.helper import intercepted_bpf, intercepted_mount, intercepted_sysinfo, wire
 from flexd.runtime.helper.caller import Caller, Gone
 from flexd.runtime.helper.enter import open_plainly
 from flexd.runtime.helper.resolver import open_parent, resolve, set_capabilities
@@ -173,4 +173,5 @@ _HANDLERS = {
     "sched_setscheduler": _sched_setscheduler,
     "sysinfo": _sysinfo,
     "mount": intercepted_mount.mount,
+    "bpf": intercepted_bpf.bpf,
 }

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 Lookup = Callable[[str], Supervision | None]
 # Figures of a container's cgroup, by its name.
 Figures = Callable[[str], Awaitable[CgroupStats]]
+# The directory of its cgroup, by its name.
+PlaceOf = Callable[[str], Awaitable[str]]
 
 _UCRED = struct.Struct("iII")  # unix(7)
 _FDS = 3  # /proc/PID, /proc/PID/mem, the listener
@@ -35,10 +37,11 @@ _ACT_S = 25.0
 
 
 class Listener:
-    def __init__(self, helper: HelperProcess, path: Path, figures: Figures) -> None:
+    def __init__(self, helper: HelperProcess, path: Path, figures: Figures, cgroup_directory: PlaceOf) -> None:
         self.path = path
         self._helper = helper
         self._figures = figures
+        self._cgroup_directory = cgroup_directory
         self._lookup: Lookup = lambda _name: None
         self._socket: socket.socket | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -135,6 +138,8 @@ class Listener:
         }
         if "sysinfo" in supervision.calls:
             request["cgroup"] = msgspec.to_builtins(await self._figures(notification.cookie))
+        if "bpf" in supervision.calls:
+            request["cgroup_directory"] = await self._cgroup_directory(notification.cookie)
         connection = await self._helper.connect("n", fds)
         try:
             await connection.send(request)
