@@ -293,6 +293,7 @@ class Daemon:
             actions=actions,
             lifecycle=self.lifecycle,
             limiter=limiter,
+            confinement=self.confinement,
             pools=self.pools,
             runtime=self.runtime,
             journal=self.journal,

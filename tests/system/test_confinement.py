@@ -165,3 +165,19 @@ def test_32_bit_programs_are_denied_beside_interception(tiny: Machine, compat: P
         assert tiny.lxc("exec", "noded", "--", "mknod", "/tmp/null", "c", "1", "3").returncode == 0
     finally:
         tiny.lxc("delete", "-f", "noded")
+
+
+def test_the_guest_api_comes_and_goes_live(tiny: Machine):
+    look = "test -S /dev/lxd/sock && test -S /dev/incus/sock"
+    with running(tiny, "guest") as name:
+        assert tiny.lxc("exec", name, "--", "sh", "-c", look).returncode == 0
+        tiny.lxc("config", "set", name, "security.devlxd", "false")
+        assert tiny.lxc("exec", name, "--", "sh", "-c", "ls -A /dev/lxd /dev/incus").stdout.split() == [
+            "/dev/incus:",
+            "/dev/lxd:",
+        ]
+        tiny.lxc("config", "unset", name, "security.devlxd")
+        assert tiny.lxc("exec", name, "--", "sh", "-c", look).returncode == 0
+        mounts = tiny.lxc("exec", name, "--", "grep", "/dev/lxd ", "/proc/mounts").stdout
+        assert " ro," in mounts
+        assert mounts.count("\n") == 1

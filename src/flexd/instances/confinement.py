@@ -8,6 +8,7 @@ from pathlib import Path
 from flexd.api.errors import BadRequest, Fault
 from flexd.api.units import is_true
 from flexd.host.contract import Features, Host, HostError
+from flexd.instances.allocator import current_idmap
 from flexd.instances.record import Config, Expanded, InstanceRecord
 from flexd.instances.registry import Registry
 from flexd.instances.security import (
@@ -22,7 +23,8 @@ from flexd.instances.security import (
 from flexd.instances.spec import Confined
 from flexd.runtime.apparmor import Confinement as Profile
 from flexd.runtime.apparmor import label, render_profile
-from flexd.runtime.contract import Supervision
+from flexd.runtime.contract import MountSpec, Supervision
+from flexd.runtime.render import guest_api_mounts
 from flexd.runtime.seccomp import named_calls, render_policy
 
 
@@ -115,9 +117,7 @@ class Confinement:
         try:
             await self._host.machine.load_module(name)
         except HostError as error:
-            raise BadRequest(
-                f'Failed starting instance "{record.name}": kernel module "{name}" cannot be loaded: {error}'
-            ) from error
+            raise BadRequest(f'Failed loading kernel module "{name}" for instance "{record.name}": {error}') from error
 
     async def _load_profile(self, record: InstanceRecord, expanded: Expanded) -> str:
         """The label of its own AppArmor profile, loaded. In a container the outer profile holds all that is inside."""
@@ -132,6 +132,31 @@ class Confinement:
             await self._host.machine.make_policy_namespace(wanted.namespace)
         await self._host.machine.load_profile(path)
         return label(wanted)
+
+    async def reload(self, record: InstanceRecord, before: Config, after: Config) -> None:
+        """Of a container that runs: what its keys of `security.LIVE` load into the kernel. What was loaded stays."""
+        for name in modules(after):
+            if name not in modules(before):
+                await self._load_module(record, name)
+        if not self._features.apparmor or self._features.nested:
+            return
+        # It runs with the ids that it was started with, whatever its key says by now.
+        runs = {"security.privileged": "false" if current_idmap(record.config) else "true"}
+        wanted = render_profile(self._apparmor(record.storage_name, {**after, **runs}))
+        if wanted != render_profile(self._apparmor(record.storage_name, {**before, **runs})):
+            await self._replace_profile(record, wanted)
+
+    async def _replace_profile(self, record: InstanceRecord, text: str) -> None:
+        path = self._apparmor_path(record.storage_name)
+        await asyncio.to_thread(_write, path, text)
+        try:
+            await self._host.machine.load_profile(path)
+        except HostError as error:
+            raise BadRequest(f'Failed replacing the AppArmor profile of instance "{record.name}": {error}') from error
+
+    def guest_mounts(self) -> list[MountSpec]:
+        """The guest API, for a container that it is given to or taken from."""
+        return guest_api_mounts(str(self._guest_directory))
 
     def _apparmor(self, runtime_name: str, config: Config) -> Profile:
         name = f"flexd-{self._daemon_id}_{runtime_name}"

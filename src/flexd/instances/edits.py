@@ -16,11 +16,13 @@ from flexd.devices.contract import DeviceContext, Kind
 from flexd.devices.devices import Devices
 from flexd.instances.actions import Actions, Args
 from flexd.instances.check import root_size_bytes
+from flexd.instances.confinement import Confinement
 from flexd.instances.lifecycle import Lifecycle, devices_key
 from flexd.instances.limiter import Limiter
-from flexd.instances.plan import DeviceChange, Write, change_steps, resize_step, write_step
-from flexd.instances.record import Attached, Expanded, InstanceRecord, ProfileRecord, device_volatile
+from flexd.instances.plan import DeviceChange, Write, change_steps, confine_step, resize_step, write_step
+from flexd.instances.record import Attached, Config, Expanded, InstanceRecord, ProfileRecord, device_volatile
 from flexd.instances.registry import Registry
+from flexd.instances.security import LIVE, has_guest_api
 from flexd.operations.contract import Plan, Progress, Step
 from flexd.operations.journal import Journal
 from flexd.operations.locks import Locks
@@ -50,6 +52,7 @@ class Edits:
         actions: Actions,
         lifecycle: Lifecycle,
         limiter: Limiter,
+        confinement: Confinement,
         pools: Pools,
         runtime: Runtime,
         journal: Journal,
@@ -60,6 +63,7 @@ class Edits:
         self._actions = actions
         self._lifecycle = lifecycle
         self._limiter = limiter
+        self._confinement = confinement
         self._pools = pools
         self._runtime = runtime
         self._journal = journal
@@ -68,6 +72,7 @@ class Edits:
         journal.register("instances.unplug", self._unplug_step, self._replug)
         journal.register("instances.remove_device", self._remove_device, self._restore_device)
         journal.register("instances.update_device", self._update_device, self._update_device_back)
+        journal.register("instances.confine", self._confine, self._confine_back)
         journal.register("instances.resize", self._resize, self._resize_back)
         journal.register("instances.write", self._write, self._write_back)
 
@@ -87,7 +92,7 @@ class Edits:
                     await self._limiter.apply(container, edit.before.config, edit.after.config)
                     undo.push(self._limiter.apply, container, edit.after.config, edit.before.config)
                     found = await self._changes(edit)
-                    steps += change_steps(edit.old, found)
+                    steps += [*_confining(edit), *change_steps(edit.old, found)]
                     new = msgspec.structs.replace(
                         new, config=_noted(new, found), attached=_attached_after(edit.old, found, edit.after)
                     )
@@ -174,6 +179,24 @@ class Edits:
         kind, new = self._actions.attached_context(args)
         return kind, msgspec.structs.replace(new, config=args["old_entry"]), new
 
+    async def _confine(self, args: Args, _progress: Progress) -> None:
+        await self._reconfine(args, args["before"], args["after"])
+
+    async def _confine_back(self, args: Args) -> None:
+        await self._reconfine(args, args["after"], args["before"])
+
+    async def _reconfine(self, args: Args, before: Config, after: Config) -> None:
+        container = await self._container(args)
+        if container is None:
+            return  # its next start has the new settings
+        await self._confinement.reload(self._registry.instance(args["project"], args["name"]), before, after)
+        if has_guest_api(before) == has_guest_api(after):
+            return
+        for mount in self._confinement.guest_mounts():
+            await self._runtime.remove_mount(container, mount)
+            if has_guest_api(after):
+                await self._runtime.add_mount(container, mount)
+
     async def _resize(self, args: Args, _progress: Progress) -> None:
         await self._pools.resize(VolumeRef(args["pool"], "container", args["volume"]), args["size_bytes"])
 
@@ -232,6 +255,12 @@ def _decoded(folder: str, text: str) -> InstanceRecord | ProfileRecord:
     if folder == "profiles":
         return msgspec.json.decode(text, type=ProfileRecord)
     return msgspec.json.decode(text, type=InstanceRecord)
+
+
+def _confining(edit: Edit) -> list[Step]:
+    """What is live of its confinement."""
+    before, after = ({key: each.config.get(key, "") for key in LIVE} for each in (edit.before, edit.after))
+    return [confine_step(edit.old, before, after)] if before != after else []
 
 
 def _resizing(edit: Edit) -> list[Step]:

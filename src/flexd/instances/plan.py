@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from flexd.instances.record import Attached, InstanceRecord
+from flexd.instances.record import Attached, Config, InstanceRecord
 from flexd.operations.contract import Plan, Step
 
 
@@ -95,6 +95,11 @@ def change_steps(record: InstanceRecord, changes: Sequence[DeviceChange]) -> lis
         else:
             steps += [Step("instances.device", new), Step("instances.plug", new)]
     return steps
+
+
+def confine_step(record: InstanceRecord, before: Config, after: Config) -> Step:
+    """Values of `security.LIVE`."""
+    return Step("instances.confine", _where(record, before=dict(before), after=dict(after)))
 
 
 def resize_step(record: InstanceRecord, old_bytes: int, new_bytes: int) -> Step:

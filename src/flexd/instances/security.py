@@ -114,19 +114,22 @@ _INTERCEPTIONS: dict[str, Interception] = {
     _INTERCEPT + name: name for name in ("bpf", "mknod", "mount", "sched_setscheduler", "setxattr", "sysinfo")
 }
 
+LIVE = ("linux.kernel_modules", "raw.apparmor", "security.devlxd", "security.nesting")
+"""What an edit brings to a container that runs, as in LXD. The mounts of nesting come with its next start."""
+
 KEYS = (
-    Key("linux.kernel_modules", check=_modules_fault, live=False, description="Modules that the host loads first"),
+    Key("linux.kernel_modules", check=_modules_fault, description="Modules that the host loads first"),
     Key(_SYSCTL + "*", live=False, description="Sysctls of its namespaces: linux.sysctl.net.ipv4.ip_forward"),
-    Key("raw.apparmor", kind="blob", live=False, description="Rules added to the generated AppArmor profile"),
+    Key("raw.apparmor", kind="blob", description="Rules added to the generated AppArmor profile"),
     Key("raw.idmap", kind="blob", check=_raw_idmap_fault, live=False, description="`both HOST OWN`, ids or ranges"),
     Key("raw.lxc", kind="blob", check=raw_lxc_fault, live=False, description="Lines added to liblxc's configuration"),
     Key("raw.seccomp", kind="blob", live=False, description="A whole seccomp policy, in place of the generated one"),
-    Key("security.devlxd", kind="bool", default="true", live=False, description="The guest API, /dev/lxd/sock"),
+    Key("security.devlxd", kind="bool", default="true", description="The guest API, /dev/lxd/sock"),
     Key("security.devlxd.images", kind="bool", default="false", description="Public images through the guest API"),
     Key("security.idmap.base", check=_idmap_fault, live=False, description="First host id of an isolated map"),
     Key("security.idmap.isolated", kind="bool", default="false", live=False, description="A map shared with nobody"),
     Key("security.idmap.size", check=_idmap_fault, live=False, description="Number of ids in an isolated map"),
-    Key("security.nesting", kind="bool", default="false", live=False, description="Containers inside the container"),
+    Key("security.nesting", kind="bool", default="false", description="Containers inside the container"),
     Key("security.privileged", kind="bool", default="false", live=False, description="Run without an id map"),
     Key("security.protection.delete", kind="bool", default="false", description="Refuse deletion"),
     Key(

@@ -211,12 +211,16 @@ def _file_systems(spec: ContainerSpec, facts: HostFacts) -> Iterator[Line]:
         for file in LXCFS_FILES:
             kind = "dir" if file.startswith("sys/") else "file"
             yield _mount(MountSpec(f"{facts.lxcfs}/{file}", file, options=("bind", f"create={kind}", "optional")))
-    if spec.guest_api:
-        # Read-only, also for a privileged root, who could otherwise put a socket of his own before everybody's.
-        for target in ("dev/lxd", "dev/incus"):
-            yield _mount(MountSpec(spec.guest_api, target, options=_GUEST_API_OPTIONS))
+    for mount in guest_api_mounts(spec.guest_api):
+        yield _mount(mount)
     for mount in spec.mounts:
         yield _mount(mount)
+
+
+def guest_api_mounts(directory: str) -> list[MountSpec]:
+    """Read-only, also for a privileged root, who could otherwise put a socket of his own before everybody's."""
+    targets = ("dev/lxd", "dev/incus") if directory else ()
+    return [MountSpec(directory, target, options=_GUEST_API_OPTIONS) for target in targets]
 
 
 def _mount(mount: MountSpec) -> Line:

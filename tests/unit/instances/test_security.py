@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flexd.api.errors import FlexdError, InvalidInput
+from flexd.api.errors import BadRequest, FlexdError, InvalidInput
 from flexd.api.instance import InstancePut
 from flexd.instances.keys import config_faults
 from flexd.instances.security import denies_compat, interceptions, seccomp_rules, supervision, sysctls
@@ -208,3 +208,64 @@ async def test_a_privileged_one_has_no_namespace(home: House):
     await home.act("start")
     assert home.host.machine.policy_namespaces == set()
     assert "//&" not in home.runtime.specs["c1"].apparmor_profile
+
+
+async def edit(home: House, **config: str) -> None:
+    keys = {key.replace("_", "."): value for key, value in config.items()}
+    put = InstancePut(config=keys, devices={"root": ROOT}, profiles=["default"])
+    await home.daemon.instances.patch(PROJECT, "c1", put)
+
+
+async def test_a_profile_is_replaced_live(home: House):
+    machine = home.host.machine
+    await home.create()
+    await edit(home, raw_apparmor="deny /etc/shadow r,")
+    assert machine.profiles == {}  # it does not run
+    await home.act("start")
+    await edit(home, raw_apparmor="deny /etc/passwd w,", security_nesting="true", security_privileged="true")
+    lines = machine.profiles["c1"].splitlines()
+    assert "  deny /etc/passwd w," in lines
+    assert "  deny /etc/shadow r," not in lines
+    assert "  pivot_root," in lines
+    assert any(line.startswith("  change_profile -> ") for line in lines)  # it runs unprivileged, as it was started
+    await edit(home, raw_apparmor="", security_nesting="", security_privileged="")
+    assert "deny /etc/passwd w," not in machine.profiles["c1"]
+
+
+async def test_a_profile_that_does_not_compile_changes_nothing(home: House):
+    await home.create(config={"raw.apparmor": "deny /etc/shadow r,"})
+    await home.act("start")
+    path = home.daemon.directory / "security" / "apparmor" / "c1"
+    before = (home.host.machine.profiles["c1"], path.read_text(), home.daemon.instances.show(PROJECT, "c1").config)
+    with pytest.raises(BadRequest, match=r'AppArmor profile of instance "c1".*syntax error'):
+        await edit(home, raw_apparmor="syntax error", security_devlxd="false")
+    after = (home.host.machine.profiles["c1"], path.read_text(), home.daemon.instances.show(PROJECT, "c1").config)
+    assert after == before
+
+
+async def test_the_guest_api_is_taken_and_given_back(home: House):
+    await home.create()
+    await home.act("start")
+    assert home.runtime.specs["c1"].guest_api
+    await edit(home, security_devlxd="false")
+    assert set(home.runtime.mounts_of("c1")) == set()
+    await edit(home, security_devlxd="")
+    assert set(home.runtime.mounts_of("c1")) == {"dev/lxd", "dev/incus"}
+    await edit(home, security_devlxd="false")
+    home.runtime.failing_calls["add_mount"] = "it is busy"
+    with pytest.raises(FlexdError, match="it is busy"):
+        await edit(home, security_devlxd="true")
+    assert set(home.runtime.mounts_of("c1")) == set()
+    assert home.daemon.instances.show(PROJECT, "c1").config["security.devlxd"] == "false"
+
+
+async def test_modules_are_loaded_for_one_that_runs(home: House):
+    await home.create()
+    await home.act("start")
+    put = InstancePut(config={"linux.kernel_modules": "overlay"}, devices={"root": ROOT}, profiles=["default"])
+    await home.daemon.instances.patch(PROJECT, "c1", put)
+    assert home.host.machine.loaded == {"overlay"}
+    put.config["linux.kernel_modules"] = "overlay,toaster"
+    with pytest.raises(BadRequest, match="toaster"):
+        await home.daemon.instances.patch(PROJECT, "c1", put)
+    assert home.daemon.instances.show(PROJECT, "c1").config["linux.kernel_modules"] == "overlay"

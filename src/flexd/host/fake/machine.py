@@ -45,6 +45,7 @@ class FakeMachine:
         self.modules = {"br_netfilter", "overlay"}  # those that can be loaded
         self.loaded: set[str] = set()
         self.profiles: dict[str, str] = {}  # AppArmor's, by file name
+        self.profile_fault = "syntax error"  # a profile with these words does not compile
         self.policy_namespaces: set[str] = set()
         self.syscalls_unknown = {"mkdirr"}
         self.memory = 8 << 30
@@ -97,7 +98,10 @@ class FakeMachine:
 
     async def load_profile(self, path: Path) -> None:
         self._recorder.note("machine.load_profile", path)
-        self.profiles[path.name] = await asyncio.to_thread(path.read_text)
+        text = await asyncio.to_thread(path.read_text)
+        if self.profile_fault in text:
+            raise HostError(f"load AppArmor profile {path}: {self.profile_fault}")
+        self.profiles[path.name] = text
 
     async def unload_profile(self, path: Path) -> None:
         self._recorder.note("machine.unload_profile", path)
