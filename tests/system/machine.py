@@ -240,7 +240,7 @@ class Machine:
         place = os.fspath(self.directory)
         mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
         left = [f"mount {mount}" for mount in mounts if mount.startswith(place + "/")]
-        left += [f"cgroup {group}" for group in Path("/sys/fs/cgroup").glob(f"*/{self._group()}*")]
+        left += [f"cgroup {group}" for group in Path("/sys/fs/cgroup").glob(f"*/{self.group()}*")]
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
@@ -248,7 +248,7 @@ class Machine:
                     left.append(f"process {process.name} {line.strip()}")
         return left
 
-    def _group(self) -> str:
+    def group(self) -> str:
         """The cgroup that all containers of this daemon are in."""
         return group_prefix(self.directory / "containers")
 
