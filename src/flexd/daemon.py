@@ -44,6 +44,9 @@ from flexd.instances.lifecycle import Lifecycle
 from flexd.instances.limiter import Limiter
 from flexd.instances.logs import Logs
 from flexd.instances.metadata import Metadata, MetadataDocuments
+from flexd.instances.migration.lxd import LxdReceiver, LxdSender
+from flexd.instances.migration.sink import MigrationSink
+from flexd.instances.migration.source import MigrationSource
 from flexd.instances.ports import PortList
 from flexd.instances.profiles import Profiles
 from flexd.instances.publish import Publishing
@@ -244,6 +247,8 @@ class Daemon:
             locks=locks,
             events=events,
         )
+        stills = Stills(registry=registry, lifecycle=self.lifecycle, pools=self.pools, locks=locks)
+        sink = self._compose_migration(locks, resolver, stills)
         creation = Creation(
             registry=registry,
             resolver=resolver,
@@ -251,6 +256,7 @@ class Daemon:
             images=self.images,
             metadata=self.metadata_documents,
             lifecycle=self.lifecycle,
+            sink=sink,
             journal=self.journal,
             operations=operations,
             locks=locks,
@@ -282,8 +288,34 @@ class Daemon:
             locks=locks,
             events=events,
         )
-        self._compose_archives(locks, resolver)
+        self._compose_archives(locks, resolver, stills)
         self._compose_sessions(terminals, locks)
+
+    def _compose_migration(self, locks: Locks, resolver: Resolver, stills: Stills) -> MigrationSink:
+        """Copies and moves from and to other servers."""
+        self.migration_source = MigrationSource(
+            host=self._host,
+            registry=self.registry,
+            lifecycle=self.lifecycle,
+            metadata=self.metadata_documents,
+            stills=stills,
+            operations=self.operations,
+            lxd=LxdSender(),
+        )
+        return MigrationSink(
+            host=self._host,
+            registry=self.registry,
+            resolver=resolver,
+            lifecycle=self.lifecycle,
+            pools=self.pools,
+            images=self.images,
+            metadata=self.metadata_documents,
+            journal=self.journal,
+            operations=self.operations,
+            locks=locks,
+            events=self.events,
+            lxd=LxdReceiver(),
+        )
 
     def _compose_edits(self, locks: Locks, actions: Actions, limiter: Limiter, resolver: Resolver) -> Edits:
         """What changes instances that run, and the profiles that do so too."""
@@ -310,10 +342,9 @@ class Daemon:
         )
         return edits
 
-    def _compose_archives(self, locks: Locks, resolver: Resolver) -> None:
+    def _compose_archives(self, locks: Locks, resolver: Resolver, stills: Stills) -> None:
         """What makes files of instances, and instances of files."""
         registry = self.registry
-        stills = Stills(registry=registry, lifecycle=self.lifecycle, pools=self.pools, locks=locks)
         stage = self.directory / "images" / ".stage"
         packer = Packer(self._host, stage)
         self.publishing = Publishing(
@@ -420,6 +451,7 @@ class Daemon:
             backups=self.backups,
             backup_import=self.backup_import,
             rebuild=self.rebuild,
+            migration_source=self.migration_source,
             publishing=self.publishing,
             profiles=self.profiles,
             warnings=self.warnings,

@@ -9,7 +9,7 @@ import os
 import stat
 import struct
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 Ranges = list[tuple[int, int, int]]  # inside, outside, count
 
@@ -56,7 +56,7 @@ def _translate(ranges: Iterable[tuple[int, int, int]], number: int, identity: bo
     return None
 
 
-def shift_acl(value: bytes, user: Shift, group: Shift) -> bytes:
+def shift_acl(value: bytes, user: Callable[[int], int], group: Callable[[int], int]) -> bytes:
     if len(value) < 4 or struct.unpack_from("<I", value)[0] != _ACL_VERSION:
         return value
     entries = []
@@ -66,7 +66,7 @@ def shift_acl(value: bytes, user: Shift, group: Shift) -> bytes:
     return value[:4] + b"".join(entries)
 
 
-def shift_capability(value: bytes, user: Shift) -> bytes:
+def shift_capability(value: bytes, user: Callable[[int], int]) -> bytes:
     """File capabilities count only below the user namespace whose root they name (capabilities(7))."""
     if len(value) not in (_CAP_V2_BYTES, _CAP_V3_BYTES):
         return value

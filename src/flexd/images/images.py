@@ -143,6 +143,10 @@ class Images:
         """By alias, fingerprint or unique prefix, as `lxc launch` names images."""
         return self._registry.resolve(project, name)
 
+    def known(self, project: str, fingerprint: str) -> ImageRecord | None:
+        """An image of this project by its whole fingerprint."""
+        return self._registry.get(project, fingerprint)
+
     def all(self) -> list[ImageRecord]:
         """Of every project."""
         return self._registry.all()

@@ -15,6 +15,7 @@ from flexd.images.images import Images
 from flexd.instances.check import root_size_bytes
 from flexd.instances.lifecycle import Lifecycle
 from flexd.instances.metadata import MetadataDocuments
+from flexd.instances.migration.sink import MigrationSink
 from flexd.instances.plan import copy_plan, create_plan
 from flexd.instances.record import Config, Expanded, InstanceRecord, SnapshotRecord
 from flexd.instances.registry import Registry
@@ -44,6 +45,7 @@ class Creation:
         images: Images,
         metadata: MetadataDocuments,
         lifecycle: Lifecycle,
+        sink: MigrationSink,
         journal: Journal,
         operations: Operations,
         locks: Locks,
@@ -55,6 +57,7 @@ class Creation:
         self._images = images
         self._metadata = metadata
         self._lifecycle = lifecycle
+        self._sink = sink
         self._journal = journal
         self._operations = operations
         self._locks = locks
@@ -72,9 +75,10 @@ class Creation:
             return await self._from_image(project, post)
         if post.source.type == "copy":
             return await self._from_copy(project, post)
-        raise BadRequest(
-            f'Failed creating instance: source type "{post.source.type}" is not supported (image, none or copy)'
-        )
+        if post.source.type == "migration":
+            return await self._sink.create(project, post)
+        known = "image, none, copy or migration"
+        raise BadRequest(f'Failed creating instance: source type "{post.source.type}" is not known ({known})')
 
     def _start(self, record: InstanceRecord, run: Any, *, may_cancel: bool = False) -> Operation:
         return self._operations.start(

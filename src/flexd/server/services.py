@@ -16,6 +16,7 @@ from flexd.instances.instances import Instances
 from flexd.instances.lifecycle import Lifecycle
 from flexd.instances.logs import Logs
 from flexd.instances.metadata import Metadata
+from flexd.instances.migration.source import MigrationSource
 from flexd.instances.profiles import Profiles
 from flexd.instances.publish import Publishing
 from flexd.instances.rebuild import Rebuild
@@ -56,6 +57,7 @@ class Services:
     backup_import: BackupImport
     metadata: Metadata
     rebuild: Rebuild
+    migration_source: MigrationSource
     publishing: Publishing
     profiles: Profiles
     snapshots: Snapshots

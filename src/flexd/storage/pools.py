@@ -7,6 +7,7 @@ method for them is idempotent and keeps the volume's document along with what is
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
@@ -333,6 +334,10 @@ class Pools:
 
     async def unmount(self, ref: VolumeRef) -> None:
         await self.driver(ref.pool).unmount_volume(ref.kind, ref.name)
+
+    async def sync(self, ref: VolumeRef) -> None:
+        """Wait until all that was written to a volume's file system is on the disk."""
+        await self._host.processes.run(["sync", "-f", os.fspath(self.volume_path(ref))])
 
     def content_type(self, ref: VolumeRef) -> str | None:
         """`filesystem`, `block` or `iso`; containers can have only the first. None: there is no such volume."""

@@ -59,7 +59,11 @@ async def patch_snapshot(call: Call) -> web.Response:
 
 async def rename_snapshot(call: Call) -> web.Response:
     post = await call.body(InstanceSnapshotPost)
-    operation = await call.services.snapshots.rename(call.project, instance_name(call), call.param("snapshot"), post)
+    name, snapshot, services = instance_name(call), call.param("snapshot"), call.services
+    if post.migration:
+        operation = services.migration_source.start_snapshot(call.project, name, snapshot, post)
+    else:
+        operation = await services.snapshots.rename(call.project, name, snapshot, post)
     return responses.background(operation.render())
 
 

@@ -94,7 +94,11 @@ async def patch_instance(call: Call) -> web.Response:
 
 async def rename_instance(call: Call) -> web.Response:
     post = await call.body(InstancePost)
-    operation = await call.services.instances.rename(call.project, instance_name(call), post)
+    name, services = instance_name(call), call.services
+    if post.migration and not (post.pool or post.project):
+        operation = services.migration_source.start(call.project, name, post)
+    else:
+        operation = await services.instances.rename(call.project, name, post)
     return responses.background(operation.render())
 
 
