@@ -36,6 +36,12 @@ class Context:
         for client in self._clients.values():
             client.close()
 
+    def another(self, project: str) -> Context:
+        """The same in a project, with connections of its own and nothing to say: for another thread."""
+        made = object.__new__(Context)
+        made.__dict__.update(self.__dict__, project=project, quiet=True, _config=self.config, _clients={})
+        return made
+
     @property
     def config(self) -> Config:
         if self._config is None:
