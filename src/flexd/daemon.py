@@ -79,7 +79,7 @@ from flexd.server.password import Guesses
 from flexd.server.services import Services
 from flexd.server.tokens import Tokens
 from flexd.server.trust import Certificates
-from flexd.server.warnings import Warnings, broken_networks, broken_pools, lacking, unusable_criu
+from flexd.server.warnings import Warnings, broken_networks, broken_pools, lacking, outdated_revocations, unusable_criu
 from flexd.storage.pools import Pools
 from flexd.storage.volume_snapshots import VolumeSnapshots
 from flexd.storage.volumes import Volumes
@@ -146,6 +146,7 @@ class Daemon:
             partial(unusable_criu, host.criu),
             partial(broken_pools, self.pools),
             partial(broken_networks, self.networks),
+            partial(outdated_revocations, identity.outdated_since),
         )
         self.warnings = Warnings(mirror=mirror, events=events, sources=sources)
         self._server: Server | None = None
@@ -430,7 +431,7 @@ class Daemon:
         )
         self.connections = Connections(self.certificates.is_trusted)
         self.certificates.on_loss(self.connections.drop)
-        self.listeners = Listeners(self._identity, self.connections, self._host.links)
+        self.listeners = Listeners(self._identity, self.connections, self._host.links, self.config.get)
         self.config.guard(self.listeners.changing)
         self.tokens = Tokens(self.operations)
 

@@ -134,6 +134,7 @@ API_EXTENSIONS: tuple[str, ...] = (
     "storage_volume_state",
     "certificate_project",
     "images_default_architecture",
+    "server_trusted_proxy",
     "server_instance_driver_operational",
     "server_supported_storage_drivers",
     "event_lifecycle_requestor_address",

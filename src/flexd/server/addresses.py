@@ -5,6 +5,7 @@ commas between them (LXD takes one). Pure."""
 import ipaddress
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 from msgspec import Struct
 
@@ -66,6 +67,27 @@ def _split(text: str) -> tuple[str, str]:
     if not port or ":" in host:
         raise BadRequest(f'invalid address "{text}" (expected ADDRESS, ADDRESS:PORT, [IPv6]:PORT or :PORT)')
     return host, port
+
+
+@lru_cache(maxsize=8)
+def parse_proxies(text: str) -> frozenset[str]:
+    """Addresses without ports, commas between; BadRequest names the one that is wrong."""
+    found = set()
+    for part in filter(None, map(str.strip, text.split(","))):
+        try:
+            found.add(str(ipaddress.ip_address(part)))
+        except ValueError as error:
+            raise BadRequest(f'invalid address "{part}" (expected an IP address)') from error
+    return frozenset(found)
+
+
+def proxies_fault(text: str) -> str | None:
+    """For rows of configuration keys."""
+    try:
+        parse_proxies(text)
+    except BadRequest as error:
+        return str(error)
+    return None
 
 
 def addresses_fault(default_port: int, text: str) -> str | None:

@@ -98,6 +98,18 @@ class Connections:
         self._networks[state.network] += 1
         self._make_room(state.network)
 
+    def readdressed(self, connection: "TlsConnection") -> None:
+        """A proxy has told whose it is."""
+        state = self._all.get(connection)
+        if state is None:
+            return
+        self._networks[state.network] -= 1
+        if not self._networks[state.network]:
+            del self._networks[state.network]
+        state.network = _network_of(connection.address)
+        self._networks[state.network] += 1
+        self._make_room(state.network)
+
     def secured(self, connection: "TlsConnection") -> None:
         state = self._all[connection]
         state.idle_since = self._clock()

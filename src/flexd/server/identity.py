@@ -12,6 +12,7 @@ import socket
 import ssl
 import sys
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,6 +62,10 @@ class Identity:
         if self._context is None:
             self._context = await asyncio.to_thread(self._make_context, self._chain, self._key)
         return self._context
+
+    def outdated_since(self, current: datetime) -> datetime | None:
+        """When the list of what the authority revoked was to be replaced, if that is past."""
+        return None if self.authority is None else self.authority.outdated_since(current)
 
     async def reload(self) -> bool:
         """Whether anything was new. What cannot be read is an error, and what was there before stays."""

@@ -16,9 +16,10 @@ from msgspec import Struct
 
 from flexd.api.errors import BadRequest, FlexdError
 from flexd.host.contract import Links
-from flexd.server.addresses import METRICS_PORT, Address, parse_addresses, reachable
+from flexd.server.addresses import METRICS_PORT, Address, parse_addresses, parse_proxies, reachable
 from flexd.server.connections import Connections
 from flexd.server.identity import Identity
+from flexd.server.network_keys import TRUSTED_PROXY
 
 if TYPE_CHECKING:
     from flexd.server.tls import TlsLayer
@@ -52,7 +53,11 @@ def wanted_places(config: Mapping[str, str]) -> list[Place]:
 
 
 class Listeners:
-    def __init__(self, identity: Identity, connections: Connections, links: Links) -> None:
+    def __init__(
+        self, identity: Identity, connections: Connections, links: Links, setting: Callable[[str], str]
+    ) -> None:
+        """`setting`: a value of the server's configuration now."""
+        self._setting = setting
         self._identity = identity
         self._connections = connections
         self._links = links
@@ -167,8 +172,11 @@ class Listeners:
             context = await self._identity.context()  # imports TLS in a thread
             from flexd.server.tls import TlsLayer
 
-            self._layer = TlsLayer(context, self._application, self._connections)
+            self._layer = TlsLayer(context, self._application, self._connections, self._proxies)
         return self._layer
+
+    def _proxies(self) -> frozenset[str]:
+        return parse_proxies(self._setting(TRUSTED_PROXY))
 
     def _close(self, place: Place) -> None:
         for server in self._open.pop(place, ()):

@@ -5,13 +5,14 @@ from functools import partial
 
 from flexd.api.keys import Key
 from flexd.operations.schedule import expiry_fault
-from flexd.server.addresses import HTTPS_PORT, METRICS_PORT, addresses_fault
+from flexd.server.addresses import HTTPS_PORT, METRICS_PORT, addresses_fault, proxies_fault
 
 TRUST_PASSWORD, TOKEN_EXPIRY, TRUST_CA = (
     "core.trust_password",
     "core.remote_token_expiry",
     "core.trust_ca_certificates",
 )
+TRUSTED_PROXY = "core.https_trusted_proxy"
 METRICS_AUTHENTICATION = "core.metrics_authentication"
 ALLOWED_ORIGIN, ALLOWED_METHODS, ALLOWED_HEADERS, ALLOWED_CREDENTIALS = (
     "core.https_allowed_origin",
@@ -40,6 +41,11 @@ NETWORK_KEYS = (
     Key(ALLOWED_HEADERS, description="Access-Control-Allow-Headers, for browsers", check=_header_fault),
     Key(ALLOWED_METHODS, description="Access-Control-Allow-Methods, for browsers", check=_header_fault),
     Key(ALLOWED_ORIGIN, description="Access-Control-Allow-Origin, for browsers", check=_header_fault),
+    Key(
+        TRUSTED_PROXY,
+        description="Addresses of proxies, commas between, that tell clients' addresses by the PROXY protocol",
+        check=proxies_fault,
+    ),
     Key(
         "core.metrics_address",
         description="Where only metrics are served, written as core.https_address; the port is 9100 unless it is named",

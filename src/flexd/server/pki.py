@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A certificate authority that decides which clients there may be: `server.ca`, and `ca.crl` with what it revoked."""
 
+from datetime import datetime
+
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
@@ -19,7 +21,7 @@ class Authority:
             self._ca = x509.load_pem_x509_certificate(ca)
         except ValueError as error:
             raise FlexdError(f"Failed reading server.ca: {error}") from error
-        self._revoked = _revoked_by(self._ca, revocations) if revocations is not None else frozenset[int]()
+        self._revoked, self._next_update = _revoked_by(self._ca, revocations) if revocations else (frozenset(), None)
         self._signed: dict[str, bool] = {}
 
     def has_signed(self, peer: PeerCertificate) -> bool:
@@ -33,6 +35,11 @@ class Authority:
     def has_revoked(self, peer: PeerCertificate) -> bool:
         return peer.parsed is not None and peer.parsed.serial_number in self._revoked
 
+    def outdated_since(self, current: datetime) -> datetime | None:
+        """When the authority was to have made a new list. What the old one revoked stays so; nobody else is refused, as
+        in LXD: a list that somebody forgot to renew must not lock out those who could renew it."""
+        return self._next_update if self._next_update is not None and self._next_update < current else None
+
     def _check(self, certificate: x509.Certificate | None) -> bool:
         if certificate is None:
             return False
@@ -43,8 +50,8 @@ class Authority:
         return True
 
 
-def _revoked_by(ca: x509.Certificate, data: bytes) -> frozenset[int]:
-    """Serial numbers in a list; one that the authority has not signed is refused."""
+def _revoked_by(ca: x509.Certificate, data: bytes) -> tuple[frozenset[int], datetime | None]:
+    """Serial numbers in a list, and when the next one is due; one that the authority has not signed is refused."""
     try:
         pem = data.lstrip().startswith(b"-----BEGIN")
         found = x509.load_pem_x509_crl(data) if pem else x509.load_der_x509_crl(data)
@@ -53,4 +60,4 @@ def _revoked_by(ca: x509.Certificate, data: bytes) -> frozenset[int]:
         raise FlexdError(f"Failed reading ca.crl: {error}") from error
     if not valid:
         raise FlexdError("Failed reading ca.crl: the authority in server.ca has not signed it")
-    return frozenset(revoked.serial_number for revoked in found)
+    return frozenset(revoked.serial_number for revoked in found), found.next_update_utc

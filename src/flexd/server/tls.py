@@ -9,7 +9,7 @@ listened on: OpenSSL and `cryptography` are 12 MB.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Any, Protocol, cast
 
 from cryptography import x509
@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from OpenSSL import SSL, crypto
 
 from flexd.server.certificate import PeerCertificate
+from flexd.server.proxy_header import parse_header
 
 log = logging.getLogger(__name__)
 
@@ -64,18 +65,27 @@ class Observer(Protocol):
     """Who is told of connections (`connections.Connections`)."""
 
     def opened(self, connection: "TlsConnection") -> None: ...
+    def readdressed(self, connection: "TlsConnection") -> None: ...
     def secured(self, connection: "TlsConnection") -> None: ...
     def active(self, connection: "TlsConnection", count: int) -> None: ...
     def closed(self, connection: "TlsConnection") -> None: ...
 
 
 class TlsLayer:
-    """What the connections of all listeners share. `context` may be replaced: new connections take the new one."""
+    """What the connections of all listeners share. `context` may be replaced: new connections take the new one.
+    `proxies`: addresses of those who may tell, by the PROXY protocol, whose connection they pass on."""
 
-    def __init__(self, context: SSL.Context, application: Application, observer: Observer) -> None:
+    def __init__(
+        self,
+        context: SSL.Context,
+        application: Application,
+        observer: Observer,
+        proxies: Callable[[], Container[str]] = tuple,
+    ) -> None:
         self.context = context
         self.application = application
         self.observer = observer
+        self.proxies = proxies
         self.buffer = memoryview(bytearray(_READ_BYTES))
         self._waiting: deque[TlsConnection] = deque()
 
@@ -111,6 +121,8 @@ class TlsConnection(asyncio.BufferedProtocol):
         self.application: asyncio.BaseProtocol | None = None
         self._reading = True
         self._closing = False
+        # What a trusted proxy has sent of its header; None: it is complete, or none is expected.
+        self._header: bytes | None = None
 
     # What the socket's transport calls.
 
@@ -118,6 +130,8 @@ class TlsConnection(asyncio.BufferedProtocol):
         self.transport = cast(asyncio.Transport, transport)
         # A socket for both families shows IPv4 addresses inside of IPv6 ones.
         self.address = str((transport.get_extra_info("peername") or ("",))[0]).removeprefix("::ffff:")
+        if self.address in self._layer.proxies():
+            self._header = b""
         self._layer.observer.opened(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - the contract of BufferedProtocol
@@ -127,13 +141,34 @@ class TlsConnection(asyncio.BufferedProtocol):
         if self._closing:
             return
         self._layer.observer.active(self, nbytes)
-        self._tls.bio_write(self._layer.buffer[:nbytes])
+        data = self._layer.buffer[:nbytes] if self._header is None else self._after_header(nbytes)
+        if not data:
+            return
+        self._tls.bio_write(data)
         if self.secured:
             self._deliver()
         elif self.transport is not None:
             # What else it sends waits in the kernel, so that a flood of handshakes costs no memory here.
             self.transport.pause_reading()
             self._layer.queue(self)
+
+    def _after_header(self, nbytes: int) -> bytes:
+        """What follows a proxy's header, "" while it is not complete."""
+        received = (self._header or b"") + bytes(self._layer.buffer[:nbytes])
+        try:
+            header = parse_header(received)
+        except ValueError as error:
+            log.warning("ending a connection of the proxy %s: %s", self.address, error)
+            self.abort()
+            return b""
+        if header is None:
+            self._header = received
+            return b""
+        self._header = None
+        if header.address:
+            self.address = header.address
+            self._layer.observer.readdressed(self)
+        return received[header.length :]
 
     def eof_received(self) -> bool:
         return False

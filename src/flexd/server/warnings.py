@@ -6,6 +6,7 @@ LXD's rules: a warning is `new` until somebody acknowledges it, and `resolved` o
 
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from datetime import datetime
 
 import msgspec
 
@@ -63,6 +64,15 @@ async def broken_pools(pools: Pools) -> list[Finding]:
 
 async def broken_networks(networks: Networks) -> list[Finding]:
     return [Finding("Network degraded", text, "moderate") for text in networks.warnings()]
+
+
+async def outdated_revocations(outdated_since: Callable[[datetime], datetime | None]) -> list[Finding]:
+    """`outdated_since`: when the authority's list was to be replaced, if that is past."""
+    since = outdated_since(now())
+    if since is None:
+        return []
+    text = f"ca.crl was to be replaced by {since:%Y-%m-%d %H:%M} UTC: certificates revoked since are still trusted"
+    return [Finding("Outdated revocation list", text, "high")]
 
 
 class Warnings:

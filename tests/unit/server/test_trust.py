@@ -76,7 +76,8 @@ def test_a_signature_suffices_only_where_that_is_configured(ca: Holder) -> None:
 
 
 def test_a_revoked_one(ca: Holder) -> None:
-    revoked, other = make(issuer=ca), make(issuer=ca)
+    later = NOW + timedelta(days=2)
+    revoked, other = (make(issuer=ca, end=later + timedelta(days=1)) for _ in range(2))
     authority = Authority(ca.pem.encode(), revocations(ca, revoked))
     verdict = decide(revoked, CertificateRecord(""), authority, signature_suffices=True)
     assert (verdict.trusted, verdict.reason) == (False, "the certificate was revoked")
@@ -91,3 +92,15 @@ def test_lists_of_somebody_else_and_junk_are_refused(ca: Holder) -> None:
         Authority(ca.pem.encode(), b"junk")
     with pytest.raises(FlexdError, match=r"Failed reading server\.ca"):
         Authority(b"junk")
+
+
+def test_an_outdated_list_still_revokes_and_refuses_nobody_else(ca: Holder) -> None:
+    later = NOW + timedelta(days=2)
+    revoked, other = (make(issuer=ca, end=later + timedelta(days=1)) for _ in range(2))
+    authority = Authority(ca.pem.encode(), revocations(ca, revoked))
+    assert authority.outdated_since(NOW) is None
+    assert authority.outdated_since(later) == (NOW + timedelta(days=1)).replace(microsecond=0)
+    for holder, trusted in ((revoked, False), (other, True)):
+        peer = PeerCertificate(holder.der)
+        verdict = judge(peer, None, authority, signature_suffices=True, current=later)
+        assert verdict.trusted is trusted
