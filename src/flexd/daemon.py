@@ -4,13 +4,11 @@
 The only module that imports everything; nothing imports it.
 """
 
-import argparse
 import asyncio
 import logging
 import os
 import signal
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -62,8 +60,19 @@ from flexd.network.networks import Networks
 from flexd.operations.events import EventLogHandler, Events
 from flexd.operations.journal import Journal
 from flexd.operations.locks import Locks
+from flexd.operations.minutes import every_minute
 from flexd.operations.operations import Operations
-from flexd.place import GUEST_DIRECTORY, daemon_id, lock_directory, make_directories, noticed_reboot, tell_systemd
+from flexd.place import (
+    GUEST_DIRECTORY,
+    asked_to_stop,
+    daemon_id,
+    lock_directory,
+    make_directories,
+    noticed_reboot,
+    parse_arguments,
+    start_logging,
+    tell_systemd,
+)
 from flexd.runtime.contract import Runtime
 from flexd.runtime.lxc import LxcRuntime
 from flexd.server.app import Server
@@ -87,10 +96,6 @@ from flexd.store.mirror import StoreMirror
 from flexd.store.sqlite import SqliteStore
 
 log = logging.getLogger("flexd")
-
-DEFAULT_DIRECTORY = "/var/lib/flexd"
-# Which signal means what: SIGPWR is what an init sends when the host goes down (LXD's word too), SIGTERM only ends us.
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Daemon:
@@ -492,21 +497,10 @@ class Daemon:
         resume = self.lifecycle.resume(gone, host_rebooted=host_rebooted)
         self._tasks.append(asyncio.create_task(resume, name="resume instances"))
         await self.warnings.refresh()
-        self._tasks.append(asyncio.create_task(self._keep_time(), name="keep time"))
+        schedules = (self.snapshots.run_schedule, self.backups.run_schedule, self.volume_snapshots.run_schedule)
+        clock = every_minute(lambda _minute: self.warnings.refresh(), *schedules)
+        self._tasks.append(asyncio.create_task(clock, name="keep time"))
         self._tasks.append(asyncio.create_task(self.upkeep.run(), name="upkeep of images"))
-
-    async def _keep_time(self) -> None:
-        """At each full minute: scheduled snapshots and what has expired."""
-        while True:
-            await asyncio.sleep(60 - time.time() % 60)
-            minute = now().replace(second=0, microsecond=0)
-            try:
-                await self.warnings.refresh()
-                await self.snapshots.run_schedule(minute)
-                await self.backups.run_schedule(minute)
-                await self.volume_snapshots.run_schedule(minute)
-            except Exception:  # border of a background task: the next minute comes anyway
-                log.exception("Failed running the schedule of %s", minute)
 
     async def serve(self, socket_path: Path, group: str) -> None:
         """Answer requests until `close`."""
@@ -558,15 +552,7 @@ async def open_daemon(
 
 async def run(directory: Path, group: str) -> None:
     """The daemon's life, until a signal ends it."""
-    loop = asyncio.get_running_loop()
-    stop: asyncio.Future[int] = loop.create_future()
-
-    def ask_to_stop(number: int) -> None:
-        if not stop.done():
-            stop.set_result(number)
-
-    for number in (*_STOP_SIGNALS, signal.SIGPWR):
-        loop.add_signal_handler(number, ask_to_stop, number)
+    stop = asked_to_stop()
     host = LinuxHost()
     for name, change in (await host.machine.raise_limits()).items():
         log.info("raised %s: %s", name, change)
@@ -591,23 +577,15 @@ async def run(directory: Path, group: str) -> None:
 
 def main() -> None:
     """The `flexd` program."""
-    parser = argparse.ArgumentParser(prog="flexd", description="Runs whole operating systems in containers.")
-    parser.add_argument("--group", default="flexd", help="group whose members may use the socket")
-    parser.add_argument("--debug", action="store_true", help="log what is done in detail")
-    arguments = parser.parse_args()
-    logging.basicConfig(
-        level=logging.DEBUG if arguments.debug else logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    arguments = parse_arguments()
+    start_logging(debug=arguments.debug)
     # nohup(1) has the daemon ignore hangups; what it starts would inherit that, container inits included.
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    directory = Path(os.environ.get("FLEXD_DIR") or DEFAULT_DIRECTORY)
     if os.geteuid() != 0:
         sys.exit("Error: flexd must run as root: it makes mounts, network devices and user namespaces")
     try:
-        lock = lock_directory(directory)
-        asyncio.run(run(directory, arguments.group))
+        lock = lock_directory(arguments.directory)
+        asyncio.run(run(arguments.directory, arguments.group))
         os.close(lock)
     except FlexdError as error:
         sys.exit(f"Error: {error}")

@@ -1,17 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemon's place on the host: its directory, whose it is, and what the init system is told."""
+"""The daemon's place on the host: arguments, its directory and whose that is, signals, the init system."""
 
+import argparse
 import asyncio
 import contextlib
-import fcntl
 import hashlib
+import logging
 import os
+import signal
 import socket
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from flexd.api.errors import FlexdError
 from flexd.host.contract import Host
+from flexd.host.files import lock_file
 
+DEFAULT_DIRECTORY = "/var/lib/flexd"
+# SIGPWR is what an init sends when the host goes down (LXD's word too); the others only end us.
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGPWR)
 GUEST_DIRECTORY = "devlxd"
 """What containers see as /dev/lxd; below the state directory."""
 
@@ -38,13 +46,42 @@ def make_directories(directory: Path) -> None:
 def lock_directory(directory: Path) -> int:
     """Hold the directory for this process; two daemons on one would undo each other's work."""
     directory.mkdir(parents=True, exist_ok=True, mode=0o711)
-    fd = os.open(directory / "flexd.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(fd)
-        raise FlexdError(f"Failed starting on {directory}: another daemon uses it") from error
+    fd = lock_file(directory / "flexd.lock")
+    if fd is None:
+        raise FlexdError(f"Failed starting on {directory}: another daemon uses it")
     return fd
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """What the `flexd` program was called with: `directory`, `group`, `debug`."""
+    parser = argparse.ArgumentParser(prog="flexd", description="Runs whole operating systems in containers.")
+    parser.add_argument("--group", default="flexd", help="group whose members may use the socket")
+    parser.add_argument("--debug", action="store_true", help="log what is done in detail")
+    arguments = parser.parse_args(argv)
+    arguments.directory = Path(os.environ.get("FLEXD_DIR") or DEFAULT_DIRECTORY)
+    return arguments
+
+
+def start_logging(*, debug: bool) -> None:
+    logging.basicConfig(
+        level=logging.DEBUG if debug else logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+
+
+def asked_to_stop() -> "asyncio.Future[int]":
+    """Done with the number of the signal that ends the daemon."""
+    loop = asyncio.get_running_loop()
+    stop: asyncio.Future[int] = loop.create_future()
+
+    def ask(number: int) -> None:
+        if not stop.done():
+            stop.set_result(number)
+
+    for number in _STOP_SIGNALS:
+        loop.add_signal_handler(number, ask, number)
+    return stop
 
 
 async def noticed_reboot(directory: Path, host: Host) -> bool:

@@ -2,6 +2,7 @@
 """Trees of files: remove, copy, shift, measure; walks are left to programs, apart from the loop and its GIL."""
 
 import errno
+import fcntl
 import os
 import sys
 from pathlib import Path
@@ -124,3 +125,17 @@ def _filesystem_type(path: Path) -> str:
     if mount is None:
         raise HostError(f"{what}: no mount holds it")
     return mount.fstype
+
+
+def lock_file(path: Path) -> int | None:
+    """Make it and hold it for as long as the descriptor is open (flock(2)); None if another process does. At once."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    except OSError as error:
+        os.close(fd)
+        raise HostError(f"lock {path}: {error.strerror} (flock(2))", error.errno or 0) from error
+    return fd
