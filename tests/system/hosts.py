@@ -129,7 +129,7 @@ class Host(Machine):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.05)
         super()._close_namespaces()
-        remove_cgroups((self._group(),))
+        remove_cgroups((self.group(),))
         for _ in range(20):  # a mount namespace is taken down a little after its last process
             shutil.rmtree(self.directory, ignore_errors=True)
             if not self.directory.exists():
