@@ -2,10 +2,6 @@
 """The demonstration: two hosts, a container that plays Doom on one, somebody who watches, and moves back and forth."""
 
 import contextlib
-import json
-import selectors
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +10,12 @@ from msgspec import Struct
 from PIL import Image
 
 from tests.doom.image import doom_image
+from tests.system.asked import Asked
 from tests.system.hosts import Host, Hosts, Person, hosts
 from tests.system.images import split_body
 from tests.system.machine import wait_until
 
 NAME = "doom"
-_REPOSITORY = Path(__file__).parents[2]
 _ADDRESS_TIMEOUT_S = 60.0
 # The title and the credits stand still for at most 11 s.
 _PICTURE_TIMEOUT_S = 30.0
@@ -45,16 +41,11 @@ class Move(Struct, frozen=True):
 
 
 class Screen:
-    """The watcher's process, and every picture that it took: each is of something not seen before."""
+    """The watcher, and every picture that it took: each is of something not seen before."""
 
     def __init__(self, person: Person, address: str, directory: Path) -> None:
         self._directory = directory
-        self._log = directory / "viewer.log"
-        argv = person.argv(sys.executable, "-m", "tests.doom.viewer", address)
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                argv, cwd=_REPOSITORY, env=person.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
-            )
+        self._viewer = Asked(person, directory / "viewer.log", "tests.doom.viewer", address)
         self._seen: set[bytes] = set()
         self._count = 0
 
@@ -79,25 +70,12 @@ class Screen:
         return self._take().silence_s
 
     def _take(self) -> Shot:
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None
-        assert stdout is not None
         self._count += 1
         file = self._directory / f"{self._count:04}.png"
-        line = b""
-        with contextlib.suppress(BrokenPipeError):
-            stdin.write(f"{file}\n".encode())
-            stdin.flush()
-            with selectors.DefaultSelector() as selector:
-                selector.register(stdout, selectors.EVENT_READ)
-                line = stdout.readline() if selector.select(_ADDRESS_TIMEOUT_S) else b""
-        if not line:
-            raise AssertionError(f"the watcher's connection did not last:\n{self._log.read_text()}")
-        return Shot(file, json.loads(line)["silence_s"])
+        return Shot(file, self._viewer.ask(str(file))["silence_s"])
 
     def close(self) -> None:
-        self._process.kill()
-        self._process.communicate()
+        self._viewer.close()
 
 
 class Show:
