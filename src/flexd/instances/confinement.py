@@ -159,7 +159,8 @@ class Confinement:
         return guest_api_mounts(str(self._guest_directory))
 
     def _apparmor(self, runtime_name: str, config: Config) -> Profile:
-        name = f"flexd-{self._daemon_id}_{runtime_name}"
+        # Debian confines lxc-start itself, to profiles and namespaces whose names begin so.
+        name = f"lxc-flexd-{self._daemon_id}_{runtime_name}"
         unprivileged = not is_true(config.get("security.privileged"))
         return Profile(
             name=name,
