@@ -12,6 +12,7 @@ from flexd.devices.contract import Kind
 from flexd.instances.keys import KEYS as INSTANCE_KEYS
 from flexd.network.drivers import load_drivers as load_network_drivers
 from flexd.server.config import KEYS as SERVER_KEYS
+from flexd.server.projects import KEYS as PROJECT_KEYS
 from flexd.storage import drivers as storage_drivers
 from flexd.storage.custom import volume_keys
 from flexd.storage.pools import pool_keys
@@ -19,6 +20,7 @@ from flexd.storage.pools import pool_keys
 _TITLES = {
     "server": "The server (`flexc config set KEY VALUE`)",
     "instance": "Instances and profiles (`flexc config set NAME KEY VALUE`)",
+    "project": "Projects (`flexc project set PROJECT KEY VALUE`)",
     "device": "Device `{}` (`flexc config device set NAME DEVICE KEY VALUE`)",
     "network": "Network of type `{}` (`flexc network set NAME KEY VALUE`)",
     "storage": "Storage pool with driver `{}` (`flexc storage set NAME KEY VALUE`)",
@@ -28,7 +30,7 @@ _TITLES = {
 
 def configuration() -> dict[str, Sequence[Key]]:
     """Rows by entity: `server`, `instance`, `device-nic-bridged`, `network-bridge`, `storage-overlay`, …"""
-    found: dict[str, Sequence[Key]] = {"server": SERVER_KEYS, "instance": INSTANCE_KEYS}
+    found: dict[str, Sequence[Key]] = {"server": SERVER_KEYS, "instance": INSTANCE_KEYS, "project": PROJECT_KEYS}
     for parts, kind in sorted(Kind.registered.items()):
         found["device-" + "-".join(filter(None, parts))] = kind.KEYS
     for name, network in sorted(load_network_drivers().items()):

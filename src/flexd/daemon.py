@@ -13,19 +13,13 @@ from functools import partial
 from pathlib import Path
 
 from flexd.api.errors import FlexdError
-from flexd.api.times import now
-from flexd.api.units import is_true
 from flexd.configuration import configuration
-from flexd.devices.contract import Parts
-from flexd.devices.devices import Devices
-from flexd.devices.hotplug import Hotplug
+from flexd.foundation import Foundation
 from flexd.host.contract import Features, Host
 from flexd.host.linux import LinuxHost
 from flexd.host.terminals import LinuxTerminals, Terminals
 from flexd.images.archive import Archives
-from flexd.images.images import Images
 from flexd.images.pack import Packer
-from flexd.images.upkeep import Upkeep
 from flexd.instances.actions import Actions
 from flexd.instances.allocator import IdmapAllocator
 from flexd.instances.backup_import import BackupImport
@@ -49,19 +43,16 @@ from flexd.instances.ports import PortList
 from flexd.instances.profiles import Profiles
 from flexd.instances.publish import Publishing
 from flexd.instances.rebuild import Rebuild
-from flexd.instances.registry import Registry
 from flexd.instances.resolve import Resolver
 from flexd.instances.snapshots import Snapshots
 from flexd.instances.state import States
 from flexd.instances.stills import Stills
 from flexd.instances.templates import Templates
 from flexd.instances.volume_users import VolumeUsers
-from flexd.network.networks import Networks
 from flexd.operations.events import EventLogHandler, Events
 from flexd.operations.journal import Journal
 from flexd.operations.locks import Locks
 from flexd.operations.minutes import every_minute
-from flexd.operations.operations import Operations
 from flexd.place import (
     GUEST_DIRECTORY,
     asked_to_stop,
@@ -76,29 +67,20 @@ from flexd.place import (
 from flexd.runtime.contract import Runtime
 from flexd.runtime.lxc import LxcRuntime
 from flexd.server.app import Server
-from flexd.server.config import ServerConfig
-from flexd.server.connections import Connections
 from flexd.server.environment import Environment
 from flexd.server.guest.server import GuestServer
 from flexd.server.identity import Identity, MakeCertificate, make_apart, make_here
 from flexd.server.listener import inherited, open_unix
-from flexd.server.listeners import Listeners
-from flexd.server.network_keys import TRUST_CA
 from flexd.server.password import Guesses
 from flexd.server.services import Services
-from flexd.server.tokens import Tokens
-from flexd.server.trust import Certificates
 from flexd.server.warnings import Warnings, broken_networks, broken_pools, lacking, outdated_revocations, unusable_criu
-from flexd.storage.pools import Pools
-from flexd.storage.volume_snapshots import VolumeSnapshots
-from flexd.storage.volumes import Volumes
 from flexd.store.mirror import StoreMirror
 from flexd.store.sqlite import SqliteStore
 
 log = logging.getLogger("flexd")
 
 
-class Daemon:
+class Daemon(Foundation):
     """One daemon on one state directory. Tests build it with a fake host and runtime."""
 
     def __init__(
@@ -115,37 +97,17 @@ class Daemon:
         events: Events,
         identity: Identity,
     ) -> None:
-        self.directory = directory
-        self._identity = identity
-        self._host = host
-        self._store = store
-        self._mirror = mirror
-        self.runtime = runtime
-        self.journal = journal
-        self.events = events
-        self.operations = Operations(events)
-        self.config = ServerConfig(mirror, events)
-        self._compose_trust(mirror)
-        locks = Locks()
-        self._compose_storage(locks)
-        self.networks = Networks(host=host, mirror=mirror, locks=locks, events=events, directory=directory / "networks")
-        self.images = Images(
+        super().__init__(
+            directory,
             host=host,
+            runtime=runtime,
+            store=store,
             mirror=mirror,
             journal=journal,
-            operations=self.operations,
-            locks=locks,
             events=events,
-            directory=directory / "images",
-            delete_unpacked=self.pools.delete_image,
-            settings=self.config.get,
+            identity=identity,
         )
-        self.upkeep = Upkeep(images=self.images, operations=self.operations, settings=self.config.get, started_at=now())
-        self._hotplug = Hotplug(host)
-        parts = Parts(host, self.pools, self.networks, runtime, self._hotplug, daemon_id(directory))
-        self.devices = Devices(parts)
-        self.registry = Registry(mirror)
-        self._compose_instances(terminals, locks, features)
+        self._compose_instances(terminals, self._locks, features)
         sources = (
             partial(lacking, host.machine, runtime),
             partial(unusable_criu, host.criu),
@@ -156,33 +118,6 @@ class Daemon:
         self.warnings = Warnings(mirror=mirror, events=events, sources=sources)
         self._server: Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
-
-    def _compose_storage(self, locks: Locks) -> None:
-        mirror, journal, events = self._mirror, self.journal, self.events
-        self.pools = Pools(
-            host=self._host,
-            mirror=mirror,
-            journal=journal,
-            locks=locks,
-            events=events,
-            directory=self.directory / "storage-pools",
-        )
-        self.volumes = Volumes(
-            pools=self.pools,
-            mirror=mirror,
-            journal=journal,
-            operations=self.operations,
-            locks=locks,
-            events=events,
-        )
-        self.volume_snapshots = VolumeSnapshots(
-            volumes=self.volumes,
-            pools=self.pools,
-            mirror=mirror,
-            journal=journal,
-            operations=self.operations,
-            locks=locks,
-        )
 
     def _compose_instances(self, terminals: Terminals, locks: Locks, features: Features) -> None:
         """Everything of rank `instances`."""
@@ -203,6 +138,8 @@ class Daemon:
         templates = Templates(registry=registry, documents=self.metadata_documents, runtime=runtime)
         actions = Actions(
             registry=registry,
+            projects=self.projects,
+            rules=self.rules,
             devices=self.devices,
             pools=self.pools,
             images=self.images,
@@ -235,28 +172,35 @@ class Daemon:
             allocator=allocator,
             limiter=limiter,
             confinement=self.confinement,
+            rules=self.rules,
             architectures=features.architectures,
         )
         self._compose_requests(terminals, locks, actions, limiter, resolver)
+
+    def _compose_snapshots(self, locks: Locks) -> None:
+        self.snapshots = Snapshots(
+            registry=self.registry,
+            projects=self.projects,
+            rules=self.rules,
+            lifecycle=self.lifecycle,
+            pools=self.pools,
+            journal=self.journal,
+            operations=self.operations,
+            locks=locks,
+            events=self.events,
+        )
 
     def _compose_requests(
         self, terminals: Terminals, locks: Locks, actions: Actions, limiter: Limiter, resolver: Resolver
     ) -> None:
         """What the routes of instances call."""
         registry, events, operations = self.registry, self.events, self.operations
-        self.snapshots = Snapshots(
-            registry=registry,
-            lifecycle=self.lifecycle,
-            pools=self.pools,
-            journal=self.journal,
-            operations=operations,
-            locks=locks,
-            events=events,
-        )
+        self._compose_snapshots(locks)
         stills = Stills(registry=registry, lifecycle=self.lifecycle, pools=self.pools, locks=locks)
         sink = self._compose_migration(locks, resolver, stills)
         creation = Creation(
             registry=registry,
+            projects=self.projects,
             resolver=resolver,
             pools=self.pools,
             images=self.images,
@@ -270,6 +214,7 @@ class Daemon:
         )
         self.rebuild = Rebuild(
             registry=registry,
+            projects=self.projects,
             creation=creation,
             pools=self.pools,
             images=self.images,
@@ -289,6 +234,7 @@ class Daemon:
             snapshots=self.snapshots,
             lifecycle=self.lifecycle,
             edits=edits,
+            rules=self.rules,
             journal=self.journal,
             operations=operations,
             locks=locks,
@@ -336,6 +282,8 @@ class Daemon:
             runtime=self.runtime,
             journal=self.journal,
             locks=locks,
+            projects=self.projects,
+            rules=self.rules,
         )
         self.profiles = Profiles(
             registry=self.registry,
@@ -343,6 +291,8 @@ class Daemon:
             resolver=resolver,
             lifecycle=self.lifecycle,
             edits=edits,
+            projects=self.projects,
+            rules=self.rules,
             locks=locks,
             events=self.events,
         )
@@ -361,11 +311,12 @@ class Daemon:
             metadata=self.metadata_documents,
             stills=stills,
             packer=packer,
-            settings=self.config.get,
+            setting=self._setting,
         )
         self.backups = Backups(
             host=self._host,
             registry=registry,
+            projects=self.projects,
             pools=self.pools,
             metadata=self.metadata_documents,
             stills=stills,
@@ -374,7 +325,7 @@ class Daemon:
             operations=self.operations,
             locks=locks,
             events=self.events,
-            settings=self.config.get,
+            setting=self._setting,
             directory=self.directory / "backups",
         )
         self.backup_import = BackupImport(
@@ -414,7 +365,12 @@ class Daemon:
             events=events,
         )
         self.guest = Guest(
-            registry=registry, lifecycle=self.lifecycle, host=self._host, images=self.images, events=events
+            registry=registry,
+            projects=self.projects,
+            lifecycle=self.lifecycle,
+            host=self._host,
+            images=self.images,
+            events=events,
         )
         self.guest_server = GuestServer(self.guest)
         self.files = Files(registry=registry, lifecycle=self.lifecycle, runtime=runtime, pools=self.pools, locks=locks)
@@ -422,23 +378,13 @@ class Daemon:
         self.lifecycle.before_start(self.snapshots.at_start)
         self.pools.set_used_by(registry.users_of_pool)
         self.volumes.set_used_by(registry.users_of_volume)
-        users = VolumeUsers(registry=registry, is_running=lambda record: self.lifecycle.running(record) is not None)
+        users = VolumeUsers(
+            registry=registry,
+            projects=self.projects,
+            is_running=lambda record: self.lifecycle.running(record) is not None,
+        )
         self.volumes.set_users(running=users.running, rewrite=users.rewrite)
         self.networks.set_used_by(self.ports.users_of)
-
-    def _compose_trust(self, mirror: StoreMirror) -> None:
-        """Who may come in over the network, and where."""
-        self.certificates = Certificates(
-            mirror,
-            self.events,
-            authority=lambda: self._identity.authority,
-            signature_suffices=lambda: is_true(self.config.get(TRUST_CA)),
-        )
-        self.connections = Connections(self.certificates.is_trusted)
-        self.certificates.on_loss(self.connections.drop)
-        self.listeners = Listeners(self._identity, self.connections, self._host.links, self.config.get)
-        self.config.guard(self.listeners.changing)
-        self.tokens = Tokens(self.operations)
 
     async def services(self) -> Services:
         """What the routes call; complete once `start` is done."""
@@ -462,6 +408,9 @@ class Daemon:
             profiles=self.profiles,
             warnings=self.warnings,
             snapshots=self.snapshots,
+            projects=self.projects,
+            project_service=self.project_service,
+            ports=self.ports,
             images=self.images,
             networks=self.networks,
             pools=self.pools,
@@ -480,6 +429,7 @@ class Daemon:
 
     async def start(self, *, host_rebooted: bool) -> None:
         """Bring everything up: first what a crash left undone, then what containers need, then the containers."""
+        await self.projects.start()
         await self.profiles.start()
         await self.pools.start()
         await self.networks.start()

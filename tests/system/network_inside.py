@@ -24,6 +24,7 @@ from flexd.network.dnsmasq_process import ProcessRecord
 from flexd.network.networks import Networks
 from flexd.operations.events import Events
 from flexd.operations.locks import Locks
+from flexd.projects.projects import Projects
 from flexd.store.mirror import StoreMirror
 from flexd.store.sqlite import SqliteStore
 
@@ -67,7 +68,16 @@ async def daemon(directory: Path) -> AsyncIterator[Networks]:
     """What the daemon has of networks, from start to stop (or kill: it lets go the same way)."""
     host, store = LinuxHost(), await SqliteStore.open(directory / "store.db")
     mirror = await StoreMirror.open(store)
-    networks = Networks(host=host, mirror=mirror, locks=Locks(), events=Events(), directory=directory / "networks")
+    projects = Projects(mirror, Locks())
+    await projects.start()
+    networks = Networks(
+        host=host,
+        mirror=mirror,
+        projects=projects,
+        locks=Locks(),
+        events=Events(),
+        directory=directory / "networks",
+    )
     await networks.start()
     try:
         yield networks
@@ -363,7 +373,12 @@ async def test_what_a_crash_left_of_a_creation_is_removed(directory: Path) -> No
     store = await SqliteStore.open(directory / "store.db")
     mirror = await StoreMirror.open(store)
     await Networks(
-        host=LinuxHost(), mirror=mirror, locks=Locks(), events=Events(), directory=directory
+        host=LinuxHost(),
+        mirror=mirror,
+        projects=Projects(mirror, Locks()),
+        locks=Locks(),
+        events=Events(),
+        directory=directory,
     )._documents.delete(("default", NAME))
     await mirror.close()
     await store.close()

@@ -14,13 +14,16 @@ from flexd.api.keys import Key, check_config
 from flexd.devices.hotplug import Hotplug
 from flexd.host.contract import Host
 from flexd.network.networks import Networks
+from flexd.projects.record import DEFAULT_PROJECT
 from flexd.runtime.contract import MountSpec, NicSpec, RunningContainer, Runtime
 from flexd.storage.pools import Pools
 
 
 class DeviceContext(Struct, frozen=True):
     """One device of one instance. `volatile` holds its `volatile.<device>.*` keys without that prefix; `siblings` are
-    the instance's other devices, for what depends on them (NAT of a proxy on a NIC's address)."""
+    the instance's other devices, for what depends on them (NAT of a proxy on a NIC's address). `volume_project`: whose
+    custom volumes its project uses; `source_parent`: the directory that a path of the host must not lead out of, ""
+    where any path may be used."""
 
     project: str
     instance: str
@@ -31,6 +34,8 @@ class DeviceContext(Struct, frozen=True):
     idmap: IdMap
     directory: Path  # the instance's own, for mounts that outlive a call
     siblings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    volume_project: str = DEFAULT_PROJECT
+    source_parent: str = ""
 
 
 class RunConfig(Struct, frozen=True):

@@ -12,7 +12,7 @@ from flexd.api.units import is_true
 from flexd.images.contract import ImageRecord
 from flexd.images.depot import Depot
 from flexd.images.intake import Intake
-from flexd.images.keys import Settings
+from flexd.images.keys import ProjectSettings
 from flexd.images.registry import ImageRegistry
 from flexd.images.removal import Removal
 from flexd.images.sources import Fetched, Offer, RemoteFetch, Sources
@@ -33,10 +33,10 @@ class Downloads:
         depot: Depot,
         removal: Removal,
         locks: Locks,
-        settings: Settings,
+        setting: ProjectSettings,
     ) -> None:
         self._registry, self._sources, self._intake, self._depot = registry, sources, intake, depot
-        self._removal, self._locks, self._settings = removal, locks, settings
+        self._removal, self._locks, self._setting = removal, locks, setting
 
     async def copy(self, project: str, post: ImagesPost, fetch: RemoteFetch, progress: Progress) -> ImageRecord:
         """An image that somebody wants to have here (`POST /1.0/images`)."""
@@ -51,7 +51,7 @@ class Downloads:
         """An image that an instance is to be made from; it is kept for the next one, until it has long not been used.
         While the daemon keeps it up to date, or when the server is away, what is here serves."""
         known = self._registry.fetched_from(project, fetch.origin, fetch.architecture)
-        if known is not None and known.cached and known.auto_update and self._updates():
+        if known is not None and known.cached and known.auto_update and self._updates(project):
             return await self._used(project, known.fingerprint)
         try:
             offer = await fetch.locate()
@@ -62,7 +62,7 @@ class Downloads:
             return await self._used(project, known.fingerprint)
         async with self._one_at_a_time(offer):
             if self._registry.get(project, offer.fingerprint) is None:
-                update = bool(offer.origin.alias) and is_true(self._settings("images.auto_update_cached"))
+                update = bool(offer.origin.alias) and is_true(self._setting(project, "images.auto_update_cached"))
                 fetched = Fetched("download_progress", cached=True)
                 await self._get(project, ImagesPost(auto_update=update), fetch, offer, progress, fetched)
             return await self._used(project, offer.fingerprint)
@@ -90,8 +90,8 @@ class Downloads:
         await self._removal.remove(project, old.fingerprint, progress)
         return changed
 
-    def _updates(self) -> bool:
-        return int(self._settings("images.auto_update_interval")) > 0
+    def _updates(self, project: str) -> bool:
+        return int(self._setting(project, "images.auto_update_interval")) > 0
 
     def _one_at_a_time(self, offer: Offer) -> Any:
         return self._locks.hold(f"image-download/{offer.fingerprint}", "download")

@@ -33,7 +33,7 @@ from flexd.images.contract import ExportFiles, ImageNotFound, ImageRecord
 from flexd.images.depot import Depot
 from flexd.images.downloads import Downloads
 from flexd.images.incoming import UploadHeaders, UploadPart, check_fingerprint
-from flexd.images.intake import Intake
+from flexd.images.intake import Check, Intake
 from flexd.images.keys import Settings, default_settings
 from flexd.images.push import check_push, push
 from flexd.images.registry import ImageRegistry
@@ -47,6 +47,7 @@ from flexd.operations.events import Events
 from flexd.operations.journal import Journal
 from flexd.operations.locks import Locks
 from flexd.operations.operations import Operation, Operations
+from flexd.projects.projects import Projects
 from flexd.store.documents import Mirror
 
 Body = AsyncIterator[bytes] | AsyncIterator[UploadPart]
@@ -54,7 +55,9 @@ Body = AsyncIterator[bytes] | AsyncIterator[UploadPart]
 
 class Images:
     """`directory`: `$FLEXD_DIR/images`. `delete_unpacked`: removes the copies that pools made of an image.
-    `max_expanded_bytes`: a limit below that of the free space, 0 for none. Call `prepare` before anything else."""
+    `max_expanded_bytes`: a limit below that of the free space, 0 for none. Call `prepare` before anything else.
+
+    A project, wherever one is named, is one that owns images (`Projects.owner`)."""
 
     def __init__(
         self,
@@ -67,6 +70,7 @@ class Images:
         events: Events,
         directory: Path,
         delete_unpacked: Unlink,
+        projects: Projects,
         settings: Settings = default_settings,
         patience: Patience | None = None,
         max_expanded_bytes: int = 0,
@@ -87,6 +91,7 @@ class Images:
             journal=journal,
             locks=locks,
             events=events,
+            projects=projects,
             max_expanded_bytes=max_expanded_bytes,
         )
         self._removal = Removal(
@@ -97,6 +102,7 @@ class Images:
             events=events,
             delete_unpacked=delete_unpacked,
         )
+        self._projects = projects
         self._downloads = Downloads(
             registry=self._registry,
             sources=self._sources,
@@ -104,8 +110,12 @@ class Images:
             depot=self._depot,
             removal=self._removal,
             locks=locks,
-            settings=settings,
+            setting=lambda project, key: projects.value(project, key) or settings(key),
         )
+
+    def set_check(self, check: Check) -> None:
+        """Raises if an image is more than its project may have."""
+        self._intake.set_check(check)
 
     async def prepare(self) -> None:
         """After `journal.recover()`, before any request."""
@@ -221,6 +231,9 @@ class Images:
         operation = await self.create_from_upload(project, body, headers, multipart=multipart, post=post)
         return operation, headers.secret
 
+    def of_project(self, project: str) -> list[ImageRecord]:
+        return list(self._records(project, public_only=False))
+
     async def create_from_source(self, project: str, post: ImagesPost) -> Operation:
         """From a URL, another server, or built here (`build`, API extension `image_build`)."""
         if post.source is None:
@@ -231,7 +244,8 @@ class Images:
                 raise BadRequest("Invalid image source: mode push needs the fingerprint of the image that will come")
             return self._tokens.issue_push(project, post)
         if post.source.type == "image":
-            return self._copy(project, post, await self._sources.remote(post.source))
+            architecture = self._projects.value(project, "images.default_architecture")
+            return self._copy(project, post, await self._sources.remote(post.source, architecture))
         return self.create_from(project, post, await self._sources.prepare(post.source))
 
     def create_from(self, project: str, post: ImagesPost, fetch: Fetch) -> Operation:

@@ -4,7 +4,7 @@
 A crash leaves either the whole image or nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,11 @@ from flexd.operations.contract import Plan, Progress, Step
 from flexd.operations.events import Events
 from flexd.operations.journal import Journal
 from flexd.operations.locks import Locks
+from flexd.projects.projects import Projects
 from flexd.store.contract import Delete, If, Put, RevisionConflict
 
 Args = dict[str, Any]
+Check = Callable[[ImageRecord], None]
 
 
 class Intake:
@@ -45,13 +47,19 @@ class Intake:
         journal: Journal,
         locks: Locks,
         events: Events,
+        projects: Projects,
         max_expanded_bytes: int = 0,
     ) -> None:
         self._host, self._registry, self._depot, self._archives = host, registry, depot, archives
         self._journal, self._locks, self._events = journal, locks, events
+        self._projects = projects
+        self._check: Check = lambda _record: None
         self._max_expanded_bytes = max_expanded_bytes
         journal.register("images.place", self._place, self._unplace)
         journal.register("images.record", self._record, self._unrecord)
+
+    def set_check(self, check: Check) -> None:
+        self._check = check
 
     async def admit(
         self, project: str, post: ImagesPost, fetched: Fetched, incoming: Incoming, progress: Progress
@@ -63,6 +71,7 @@ class Intake:
             known = fetched.known or await self.check(incoming)
             await self._depot.write_known(incoming, known)
             record = _new_record(project, post, incoming, fetched, known.metadata)
+            self._check(record)
             fingerprint = record.fingerprint
             plan = _import_plan(record, incoming.directory, post.aliases, fetched.aliases)
             async with self._locks.hold(f"image/{fingerprint}", "create"):
@@ -146,7 +155,7 @@ class Intake:
             alias = AliasRecord(name, record.fingerprint, "", record.type, record.project)
             self._name(alias, operations, conditions, replace=True)
         try:
-            await documents.txn(operations, conditions)
+            await self._projects.write([record.project], operations, conditions, lambda: self._check(record))
         except RevisionConflict as error:
             raise Conflict(f'Failed importing image "{record.fingerprint}": "{error.key}" is there already') from error
 

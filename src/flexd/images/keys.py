@@ -4,12 +4,16 @@
 from collections.abc import Callable
 from functools import partial
 
+from msgspec import structs
+
 from flexd.api.architectures import canonical_architecture
 from flexd.api.keys import Key
 from flexd.images.compress import algorithm_fault
 
 Settings = Callable[[str], str]
 """A key's value, or its row's default."""
+ProjectSettings = Callable[[str, str], str]
+"""The same for a project: what it sets (`PROJECT_KEYS`) comes before what the server does."""
 
 
 def _architecture_fault(value: str) -> str | None:
@@ -65,6 +69,16 @@ KEYS = (
         "others, separated by commas",
     ),
 )
+
+# Rows of a project's configuration, without defaults: those are what the server says.
+_OF_PROJECTS = (
+    "images.auto_update_cached",
+    "images.auto_update_interval",
+    "images.compression_algorithm",
+    "images.default_architecture",
+    "images.remote_cache_expiry",
+)
+PROJECT_KEYS = tuple(structs.replace(key, default="") for key in KEYS if key.name in _OF_PROJECTS)
 
 _DEFAULTS = {key.name: key.default for key in KEYS}
 

@@ -9,7 +9,7 @@ from flexd.api.errors import FlexdError
 from flexd.api.times import ZERO_TIME, now
 from flexd.images.contract import ImageRecord
 from flexd.images.images import Images
-from flexd.images.keys import Settings
+from flexd.images.keys import ProjectSettings
 from flexd.operations.operations import Operation, Operations
 
 log = logging.getLogger(__name__)
@@ -20,12 +20,14 @@ _TICK_S = 60.0
 
 
 class Upkeep:
-    """`run` is a task of the daemon; settings are read anew every minute."""
+    """`run` is a task of the daemon; settings are read anew every minute, a project's own before the server's."""
 
-    def __init__(self, *, images: Images, operations: Operations, settings: Settings, started_at: datetime) -> None:
-        self._images, self._operations, self._settings = images, operations, settings
+    def __init__(
+        self, *, images: Images, operations: Operations, setting: ProjectSettings, started_at: datetime
+    ) -> None:
+        self._images, self._operations, self._setting = images, operations, setting
         self._started_at = started_at
-        self._looked_at: datetime | None = None
+        self._looked_at: dict[str, datetime] = {}
 
     async def run(self) -> None:
         while True:
@@ -37,21 +39,23 @@ class Upkeep:
 
     async def tick(self, at: datetime) -> None:
         await self._expire(at)
-        if self._is_due(at):
-            self._looked_at = at
-            await self._update()
+        projects = {record.project for record in self._images.all()}
+        for project in sorted(projects):
+            if self._is_due(project, at):
+                self._looked_at[project] = at
+                await self._update(project)
 
-    def _is_due(self, at: datetime) -> bool:
-        interval = timedelta(hours=int(self._settings("images.auto_update_interval")))
-        if not interval:
+    def _is_due(self, project: str, at: datetime) -> bool:
+        interval = timedelta(hours=int(self._setting(project, "images.auto_update_interval")))
+        if interval <= timedelta():
             return False
-        if self._looked_at is None:
+        if project not in self._looked_at:
             return at - self._started_at >= min(_FIRST_LOOK, interval)
-        return at - self._looked_at >= interval
+        return at - self._looked_at[project] >= interval
 
-    async def _update(self) -> None:
-        """One operation for all, so that whoever looks sees what is being done."""
-        due = [record for record in self._images.all() if record.auto_update and has_newer_versions(record)]
+    async def _update(self, project: str) -> None:
+        """One operation for all of a project, so that whoever looks sees what is being done."""
+        due = [each for each in self._images.of_project(project) if each.auto_update and has_newer_versions(each)]
         if not due:
             return
 
@@ -59,7 +63,7 @@ class Upkeep:
             results = [await self._refresh(record, operation) for record in due]
             return {"updated": results.count(True), "failed": results.count(None)}
 
-        operation = self._operations.start("task", "Updating images", "default", {}, run, may_cancel=True)
+        operation = self._operations.start("task", "Updating images", project, {}, run, may_cancel=True)
         await operation.wait()
 
     async def _refresh(self, record: ImageRecord, operation: Operation) -> bool | None:
@@ -76,9 +80,9 @@ class Upkeep:
         return True
 
     async def _expire(self, at: datetime) -> None:
-        days = int(self._settings("images.remote_cache_expiry"))
         for record in self._images.all():
-            if days and record.cached and at - last_use(record) > timedelta(days=days):
+            days = int(self._setting(record.project, "images.remote_cache_expiry"))
+            if days > 0 and record.cached and at - last_use(record) > timedelta(days=days):
                 log.info('removing image "%s" (%s): unused for %d days', record.fingerprint, _origin(record), days)
                 try:
                     operation = await self._images.delete(record.project, record.fingerprint)

@@ -3,7 +3,7 @@
 
 import asyncio
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,15 @@ from flexd.instances.allocator import current_idmap
 from flexd.instances.confinement import Confinement
 from flexd.instances.firstboot import renamed
 from flexd.instances.limiter import Limiter
+from flexd.instances.project_rules import ProjectRules
 from flexd.instances.record import Attached, DeviceEntries, Expanded, InstanceRecord, device_volatile
 from flexd.instances.registry import Registry
+from flexd.instances.restrictions import disk_parent
 from flexd.instances.spec import container_spec
 from flexd.instances.templates import Templates
 from flexd.operations.contract import Progress
 from flexd.operations.journal import Journal
+from flexd.projects.projects import Projects
 from flexd.runtime.contract import RunningContainer, Runtime
 from flexd.storage.contract import VolumeRef
 from flexd.storage.pools import Pools
@@ -39,6 +42,8 @@ class Actions:
         self,
         *,
         registry: Registry,
+        projects: Projects,
+        rules: ProjectRules,
         devices: Devices,
         pools: Pools,
         images: Images,
@@ -50,6 +55,8 @@ class Actions:
         directory: Path,
     ) -> None:
         self._registry = registry
+        self._projects = projects
+        self._rules = rules
         self._devices = devices
         self._pools = pools
         self._images = images
@@ -80,8 +87,15 @@ class Actions:
         record = msgspec.json.decode(args["document"], type=InstanceRecord)
         path = (record.project, record.name)
         known = self._registry.instances.get(*path)
-        if known is None or known.value != record:
-            await self._registry.instances.create(path, record)
+        if known is not None and known.value == record:
+            return
+        instances = self._registry.instances
+        await self._projects.write(
+            [record.project],
+            [instances.put(path, record)],
+            [instances.unchanged(path, 0)],
+            lambda: self._rules.check([record]),
+        )
 
     async def _unrecord(self, args: Args) -> None:
         # Only what this plan wrote: the name may belong to somebody who was there first.
@@ -144,7 +158,16 @@ class Actions:
             idmap=current_idmap(record.config),
             directory=self._directory / record.storage_name,
             siblings={name: entry for name, entry in all_of.items() if name != device},
+            volume_project=self._projects.owner(record.project, "storage.volumes"),
+            source_parent=self._source_parent(record.project, attached.entry),
         )
+
+    def _source_parent(self, project: str, entry: Mapping[str, str]) -> str:
+        source = entry.get("source", "")
+        if entry.get("type") != "disk" or entry.get("pool") or not source.startswith("/"):
+            return ""
+        parent = disk_parent(self._projects.rules(project), source)
+        return "" if parent == "/" else parent or "."
 
     async def _mount(self, args: Args, _progress: Progress) -> None:
         record, expanded = self._load(args)

@@ -149,8 +149,7 @@ class BackupImport:
         try:
             return self._pools.record(index.pool).name
         except PoolNotFound:
-            profile = self._registry.profiles.get(project, "default")
-            root = Expanded({}, profile.value.devices if profile else {}).root()
+            root = Expanded({}, self._registry.find_profile(project, "default").value.devices).root()
             if root is None:
                 raise BadRequest(
                     f'Failed restoring backup: Storage pool "{index.pool}" not found, and the default profile has no '
@@ -238,7 +237,7 @@ class BackupImport:
     def _devices(self, project: str, then: Instance, pool: str, overrides: Overrides) -> DeviceEntries:
         """Its own devices, with a root disk on the right pool."""
         devices = {name: dict(entry) for name, entry in then.devices.items()} | overrides.devices
-        known = [name for name in then.profiles if self._registry.profiles.get(project, name) is not None]
+        known = [name for name in then.profiles if self._registry.has_profile(project, name)]
         root = self._registry.expand_with(project, known, {}, devices).root()
         if root is not None and root[1].get("pool") == pool:
             return devices

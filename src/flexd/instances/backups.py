@@ -30,6 +30,7 @@ from flexd.operations.events import Events
 from flexd.operations.journal import Journal
 from flexd.operations.locks import Locks
 from flexd.operations.operations import Operation, Operations
+from flexd.projects.projects import Projects
 from flexd.storage.pools import Pools
 from flexd.store.documents import Document
 
@@ -64,6 +65,7 @@ class Backups:
         *,
         host: Host,
         registry: Registry,
+        projects: Projects,
         pools: Pools,
         metadata: MetadataDocuments,
         stills: Stills,
@@ -72,11 +74,12 @@ class Backups:
         operations: Operations,
         locks: Locks,
         events: Events,
-        settings: Callable[[str], str],
+        setting: Callable[[str, str], str],
         directory: Path,
     ) -> None:
         self._host = host
         self._registry = registry
+        self._projects = projects
         self._pools = pools
         self._metadata = metadata
         self._stills = stills
@@ -85,7 +88,7 @@ class Backups:
         self._operations = operations
         self._locks = locks
         self._events = events
-        self._settings = settings
+        self._setting = setting
         self._directory = directory
         self._under_way: set[tuple[str, str, str]] = set()
         journal.register("backups.place", self._place, self._unplace)
@@ -130,7 +133,8 @@ class Backups:
 
     async def create(self, project: str, name: str, post: InstanceBackupsPost) -> Operation:
         record = self._registry.instance(project, name)
-        algorithm = post.compression_algorithm or self._settings("backups.compression_algorithm")
+        self._projects.check_backups(project)
+        algorithm = post.compression_algorithm or self._setting(project, "backups.compression_algorithm")
         program = await asyncio.to_thread(find_compressor, algorithm)
         if post.optimized_storage:
             driver = self._pools.record(record.pool).driver

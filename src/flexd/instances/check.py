@@ -22,7 +22,7 @@ def settings_faults(
     """Faults of the parts that a client writes, by themselves."""
     faults = config_faults(config) + devices.faults(entries)
     for index, name in enumerate(profiles):
-        if registry.profiles.get(project, name) is None:
+        if not registry.has_profile(project, name):
             faults.append(Fault(f"profiles.{index}", f'Requested profile "{name}" doesn\'t exist'))
         elif name in profiles[:index]:
             faults.append(Fault(f"profiles.{index}", f'profile "{name}" is listed twice'))

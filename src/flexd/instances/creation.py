@@ -3,6 +3,7 @@
 
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -12,6 +13,7 @@ from flexd.api.instance import InstanceSource, InstancesPost
 from flexd.api.times import now
 from flexd.images.contract import ImageRecord
 from flexd.images.images import Images
+from flexd.images.sources import RemoteFetch
 from flexd.instances.check import root_size_bytes
 from flexd.instances.lifecycle import Lifecycle
 from flexd.instances.metadata import MetadataDocuments
@@ -25,6 +27,7 @@ from flexd.operations.events import Events
 from flexd.operations.journal import Journal
 from flexd.operations.locks import Locks
 from flexd.operations.operations import Operation, Operations
+from flexd.projects.projects import Projects
 from flexd.storage.contract import VolumeRef
 from flexd.storage.pools import Pools
 from flexd.store.contract import RevisionConflict
@@ -40,6 +43,7 @@ class Creation:
         self,
         *,
         registry: Registry,
+        projects: Projects,
         resolver: Resolver,
         pools: Pools,
         images: Images,
@@ -52,6 +56,7 @@ class Creation:
         events: Events,
     ) -> None:
         self._registry = registry
+        self._projects = projects
         self._resolver = resolver
         self._pools = pools
         self._images = images
@@ -102,11 +107,11 @@ class Creation:
     async def _from_remote_image(self, project: str, name: str, post: InstancesPost) -> Operation:
         """An image of another server: fetched first, unless it is here. Every fault that is not about the image is
         told before that."""
-        fetch = await self._images.remote(image_source(post.source), post.architecture)
+        fetch = await self.remote_image(project, post.source, post.architecture)
         record, _, _ = await self._plan_from_image(project, name, post, None)
 
         async def run(operation: Operation) -> None:
-            image = await self._images.cache(project, fetch, operation.progress)
+            image = await self._images.cache(self._projects.owner(project, "images"), fetch, operation.progress)
             await self._carry_out(operation, *await self._plan_from_image(project, name, post, image))
 
         return self._start(record, run, may_cancel=True)
@@ -133,8 +138,15 @@ class Creation:
         )
         return record, expanded, plan
 
+    async def remote_image(self, project: str, source: InstanceSource, architecture: str) -> RemoteFetch:
+        """An image of another server, which the project may use."""
+        self._projects.check_image_server(project, urlsplit(source.server).hostname or source.server)
+        wanted = architecture or self._projects.value(project, "images.default_architecture")
+        return await self._images.remote(image_source(source), wanted)
+
     def source_image(self, project: str, name: str, source: InstanceSource) -> ImageRecord | None:
-        """An image of this server, or None for an instance made from nothing."""
+        """An image of this server, or None for an instance made from nothing. `project`: the instance's."""
+        project = self._projects.owner(project, "images")
         if source.type == "none":
             return None
         if source.properties and not (source.alias or source.fingerprint):

@@ -6,6 +6,7 @@ a profile is one plan over every running instance that uses it."""
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -20,6 +21,7 @@ from flexd.instances.confinement import Confinement
 from flexd.instances.lifecycle import Lifecycle, devices_key
 from flexd.instances.limiter import Limiter
 from flexd.instances.plan import DeviceChange, Write, change_steps, confine_step, resize_step, write_step
+from flexd.instances.project_rules import ProjectRules
 from flexd.instances.record import Attached, Config, Expanded, InstanceRecord, ProfileRecord, device_volatile
 from flexd.instances.registry import Registry
 from flexd.instances.security import LIVE, has_guest_api
@@ -27,6 +29,7 @@ from flexd.operations.contract import Plan, Progress, Step
 from flexd.operations.journal import Journal
 from flexd.operations.locks import Locks
 from flexd.operations.undo import Undo
+from flexd.projects.projects import Projects
 from flexd.runtime.contract import RunningContainer, Runtime
 from flexd.storage.contract import VolumeRef
 from flexd.storage.pools import Pools
@@ -57,8 +60,12 @@ class Edits:
         runtime: Runtime,
         journal: Journal,
         locks: Locks,
+        projects: Projects,
+        rules: ProjectRules,
     ) -> None:
         self._registry = registry
+        self._projects = projects
+        self._rules = rules
         self._devices = devices
         self._actions = actions
         self._lifecycle = lifecycle
@@ -206,17 +213,19 @@ class Edits:
     # --- documents ---------------------------------------------------------------------------------------------------
 
     async def _write(self, args: Args, _progress: Progress) -> None:
-        await self._exchange([msgspec.convert(write, Write) for write in args["writes"]])
+        await self._exchange([msgspec.convert(write, Write) for write in args["writes"]], checked=True)
 
     async def _write_back(self, args: Args) -> None:
         writes = [msgspec.convert(write, Write) for write in args["writes"]]
         back = [Write(write.folder, write.path, old=write.new, new=write.old) for write in writes]
         # All were written or none: they are one transaction.
         if all(self._value(write.folder, write.path) == _decoded(write.folder, write.old) for write in back):
-            await self._exchange(back)
+            await self._exchange(back, checked=False)
 
-    async def _exchange(self, writes: Sequence[Write]) -> None:
+    async def _exchange(self, writes: Sequence[Write], *, checked: bool) -> None:
+        """`checked`: only if the projects allow it; what is put back was allowed before."""
         ops, conditions = [], []
+        instances, profiles = list[InstanceRecord](), list[ProfileRecord]()
         for write in writes:
             documents: Any = self._folder(write.folder)
             new = _decoded(write.folder, write.new)
@@ -227,8 +236,16 @@ class Edits:
                 raise Conflict(f'Failed updating {write.folder[:-1]} "{write.path[1]}": it was changed meanwhile')
             ops.append(documents.put(write.path, new))
             conditions.append(documents.unchanged(write.path, found.revision))
+            if isinstance(new, InstanceRecord):
+                instances.append(new)
+            else:
+                profiles.append(new)
         if ops:
-            await self._registry.instances.txn(ops, conditions)
+            projects = {record.project for record in instances} | {profile.project for profile in profiles}
+            for owner in {profile.project for profile in profiles}:
+                projects |= set(self._projects.sharing(owner, "profiles"))
+            check = partial(self._rules.check, instances, profiles) if checked else lambda: None
+            await self._projects.write(projects, ops, conditions, check)
 
     def _folder(self, folder: str) -> Any:
         return self._registry.profiles if folder == "profiles" else self._registry.instances

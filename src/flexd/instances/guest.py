@@ -21,6 +21,7 @@ from flexd.instances.record import Config, DeviceEntries, Expanded, InstanceReco
 from flexd.instances.registry import Registry
 from flexd.instances.security import has_guest_api
 from flexd.operations.events import Events
+from flexd.projects.projects import Projects
 from flexd.runtime.contract import RunningContainer
 
 _VISIBLE = ("user.", "cloud-init.")
@@ -52,8 +53,18 @@ class GuestEvent(Struct, frozen=True):
 class Guest:
     """One per daemon."""
 
-    def __init__(self, *, registry: Registry, lifecycle: Lifecycle, host: Host, images: Images, events: Events) -> None:
+    def __init__(
+        self,
+        *,
+        registry: Registry,
+        projects: Projects,
+        lifecycle: Lifecycle,
+        host: Host,
+        images: Images,
+        events: Events,
+    ) -> None:
         self._registry = registry
+        self._projects = projects
         self._lifecycle = lifecycle
         self._host = host
         self._images = images
@@ -171,10 +182,11 @@ class Guest:
         record = self.check(asking)
         if not is_true(self._registry.expand(record).config.get("security.devlxd.images")):
             raise Forbidden("not authorized")
-        image = self._images.resolve(record.project, fingerprint)
+        owner = self._projects.owner(record.project, "images")
+        image = self._images.resolve(owner, fingerprint)
         if not image.public and not image.cached:
             raise NotFound("not found")
-        return await self._images.export_files(record.project, image.fingerprint)
+        return await self._images.export_files(owner, image.fingerprint)
 
     async def events(self, asking: GuestInstance, kinds: frozenset[str]) -> AsyncIterator[GuestEvent]:
         """Changes of what the instance may see, until its container ends."""

@@ -17,6 +17,7 @@ from flexd.instances.firstboot import INSTANCE_ID, edited
 from flexd.instances.lifecycle import Lifecycle
 from flexd.instances.names import check_instance_name
 from flexd.instances.plan import delete_plan, rename_plan
+from flexd.instances.project_rules import ProjectRules
 from flexd.instances.record import Config, Expanded, InstanceRecord
 from flexd.instances.registry import Registry, show_instance
 from flexd.instances.resolve import Resolver
@@ -50,6 +51,7 @@ class Instances:
         snapshots: Snapshots,
         lifecycle: Lifecycle,
         edits: Edits,
+        rules: ProjectRules,
         journal: Journal,
         operations: Operations,
         locks: Locks,
@@ -62,6 +64,7 @@ class Instances:
         self._snapshots = snapshots
         self._lifecycle = lifecycle
         self._edits = edits
+        self._rules = rules
         self._journal = journal
         self._operations = operations
         self._locks = locks
@@ -109,6 +112,7 @@ class Instances:
         ):
             record = self._registry.instance(project, name)
             raise_faults(settings_faults(self._registry, self._devices, project, put.config, put.devices, put.profiles))
+            self._rules.check_volatile(record, put.config)
             expanded = self._registry.expand_with(project, put.profiles, put.config, put.devices)
             config = _with_daemons_keys(record.config, without_stale_volatile(put.config, expanded))
             config |= new_volatile(self._devices, expanded, config)
@@ -121,6 +125,7 @@ class Instances:
                 config=config,
                 devices=put.devices,
             )
+            self._rules.check([changed])
             await self._check_edit(record, changed, expanded)
             before = self._registry.expand(record)
             changed = msgspec.structs.replace(changed, config=edited(config, before, expanded))

@@ -44,6 +44,11 @@ class PortList:
             )
         return ports
 
+    def hwaddrs(self, project: str, network: str) -> set[str]:
+        """The addresses of a project's interfaces on a network."""
+        ports = (port for record in self._registry.all_instances(project) for port in self._of(record))
+        return {port.hwaddr for port in ports if port.network == network and port.hwaddr}
+
     async def announce(self, expanded: Expanded) -> None:
         """Give the networks of these devices their current list of ports."""
         names = {entry["network"] for entry in expanded.devices.values() if entry.get("network")}

@@ -3,6 +3,7 @@
 
 import contextlib
 from collections.abc import Mapping
+from functools import partial
 
 import msgspec
 
@@ -16,16 +17,19 @@ from flexd.instances.firstboot import edited
 from flexd.instances.keys import config_faults
 from flexd.instances.lifecycle import Lifecycle
 from flexd.instances.names import check_profile_name
+from flexd.instances.project_rules import ProjectRules
 from flexd.instances.record import DeviceEntries, Expanded, InstanceRecord, ProfileRecord, expand
 from flexd.instances.registry import Registry, profile_url, show_profile
 from flexd.instances.resolve import Resolver
 from flexd.operations.events import Events
 from flexd.operations.locks import Locks
+from flexd.projects.projects import Projects
+from flexd.projects.record import DEFAULT_PROJECT
 from flexd.store.contract import Delete, If, Put, RevisionConflict
 
 
 class Profiles:
-    """The service behind `/1.0/profiles`; every change is one transaction."""
+    """The service behind `/1.0/profiles`; every change is one transaction. Projects are those that own profiles."""
 
     def __init__(
         self,
@@ -35,6 +39,8 @@ class Profiles:
         resolver: Resolver,
         lifecycle: Lifecycle,
         edits: Edits,
+        projects: Projects,
+        rules: ProjectRules,
         locks: Locks,
         events: Events,
     ) -> None:
@@ -43,14 +49,17 @@ class Profiles:
         self._resolver = resolver
         self._lifecycle = lifecycle
         self._edits = edits
+        self._projects = projects
+        self._rules = rules
         self._locks = locks
         self._events = events
 
     async def start(self) -> None:
         """The default profile is always there."""
-        if self._registry.profiles.get("default", "default") is None:
+        profiles = self._registry.profiles
+        if profiles.get(DEFAULT_PROJECT, "default") is None:
             record = ProfileRecord("default", description="Default LXD profile")
-            await self._registry.profiles.create(("default", "default"), record)
+            await profiles.create((DEFAULT_PROJECT, "default"), record)
 
     def names(self, project: str) -> list[str]:
         return [document.value.name for document in self._registry.profiles.list(project)]
@@ -61,9 +70,10 @@ class Profiles:
 
     def show_all(self, project: str) -> list[Profile]:
         users: dict[str, list[str]] = {}
-        for instance in self._registry.all_instances(project):
-            for name in instance.profiles:
-                users.setdefault(name, []).append(instance.url)
+        for sharing in self._projects.sharing(project, "profiles"):
+            for instance in self._registry.all_instances(sharing):
+                for name in instance.profiles:
+                    users.setdefault(name, []).append(instance.url)
         documents = self._registry.profiles.list(project)
         return [show_profile(document.value, users.get(document.value.name, [])) for document in documents]
 
@@ -75,8 +85,10 @@ class Profiles:
         check_profile_name(post.name)
         self._check(post.config, post.devices)
         record = ProfileRecord(post.name, project, post.description, post.config, post.devices)
+        profiles, path = self._registry.profiles, (project, post.name)
+        check = partial(self._rules.check, profiles=[record])
         try:
-            await self._registry.profiles.create((project, post.name), record)
+            await self._projects.write([project], [profiles.put(path, record)], [profiles.unchanged(path, 0)], check)
         except RevisionConflict as error:
             raise Conflict(f'Profile "{post.name}" already exists') from error
         self._events.lifecycle("profile-created", profile_url(project, post.name), project)
@@ -91,6 +103,7 @@ class Profiles:
             changed = msgspec.structs.replace(
                 found.value, description=put.description, config=put.config, devices=put.devices
             )
+            self._rules.check(profiles=[changed])
             users = [user for user in self._registry.users_of_profile(project, name) if self._concerns(user, changed)]
             keys = [f"instance/{user.project}/{user.name}" for user in users]
             await stack.enter_async_context(self._locks.hold_all(keys, "update"))
@@ -161,7 +174,8 @@ class Profiles:
             profiles.unchanged((project, name), found.revision),
             profiles.unchanged((project, post.name), 0),
         ]
-        for document in instances.list(project):
+        sharing = self._projects.sharing(project, "profiles")
+        for document in (found for each in sharing for found in instances.list(each)):
             if name in document.value.profiles:
                 renamed = [post.name if profile == name else profile for profile in document.value.profiles]
                 ops.append(instances.put(document.path, msgspec.structs.replace(document.value, profiles=renamed)))

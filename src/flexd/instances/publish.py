@@ -42,7 +42,7 @@ class Publishing:
         metadata: MetadataDocuments,
         stills: Stills,
         packer: Packer,
-        settings: Callable[[str], str],
+        setting: Callable[[str, str], str],
     ) -> None:
         self._host = host
         self._registry = registry
@@ -51,13 +51,14 @@ class Publishing:
         self._metadata = metadata
         self._stills = stills
         self._packer = packer
-        self._settings = settings
+        self._setting = setting
 
-    async def publish(self, project: str, post: ImagesPost) -> Operation:
+    async def publish(self, project: str, owner: str, post: ImagesPost) -> Operation:
+        """`project`: the instance's; `owner`: the one that gets the image."""
         assert post.source is not None
         if not post.source.name:
             raise BadRequest("No source provided")
-        algorithm = post.compression_algorithm or self._settings("images.compression_algorithm")
+        algorithm = post.compression_algorithm or self._setting(owner, "images.compression_algorithm")
         program = await asyncio.to_thread(find_compressor, algorithm, squashfs=True)
         name, _, snapshot = post.source.name.partition("/")
         if (post.source.type == "snapshot") != bool(snapshot):
@@ -66,7 +67,7 @@ class Publishing:
             self._registry.find_snapshot(project, name, snapshot)
         else:
             self._check_stopped(project, name)
-        return self._images.create_from(project, post, _Publication(self, project, name, snapshot, post, program))
+        return self._images.create_from(owner, post, _Publication(self, project, name, snapshot, post, program))
 
     def _check_stopped(self, project: str, name: str) -> None:
         if self._lifecycle.running(self._registry.instance(project, name)) is not None:

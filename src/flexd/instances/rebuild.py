@@ -15,7 +15,7 @@ from flexd.api.instance import InstanceRebuildPost
 from flexd.images.contract import ImageRecord
 from flexd.images.images import Images
 from flexd.instances.check import root_size_bytes
-from flexd.instances.creation import Creation, image_config, image_source
+from flexd.instances.creation import Creation, image_config
 from flexd.instances.firstboot import rebuilt
 from flexd.instances.lifecycle import Lifecycle
 from flexd.instances.metadata import MetadataDocuments
@@ -26,6 +26,7 @@ from flexd.operations.events import Events
 from flexd.operations.journal import Journal
 from flexd.operations.locks import Locks
 from flexd.operations.operations import Operation, Operations
+from flexd.projects.projects import Projects
 from flexd.storage.contract import VolumeRef
 from flexd.storage.pools import Pools
 
@@ -39,6 +40,7 @@ class Rebuild:
         self,
         *,
         registry: Registry,
+        projects: Projects,
         creation: Creation,
         pools: Pools,
         images: Images,
@@ -50,6 +52,7 @@ class Rebuild:
         events: Events,
     ) -> None:
         self._registry = registry
+        self._projects = projects
         self._creation = creation
         self._pools = pools
         self._images = images
@@ -75,12 +78,13 @@ class Rebuild:
         fetch = None
         image = None
         if source.type == "image" and source.server:
-            fetch = await self._images.remote(image_source(source), record.architecture)
+            fetch = await self._creation.remote_image(project, source, record.architecture)
         else:
             image = self._creation.source_image(project, name, source)
 
         async def run(operation: Operation) -> None:
-            found = image if fetch is None else await self._images.cache(project, fetch, operation.progress)
+            owner = self._projects.owner(project, "images")
+            found = image if fetch is None else await self._images.cache(owner, fetch, operation.progress)
             await self._rebuild(project, name, found, operation.progress)
 
         return self._operations.start(

@@ -20,15 +20,19 @@ from flexd.instances.record import (
     SnapshotRecord,
     expand,
 )
+from flexd.projects.projects import Projects
+from flexd.projects.record import project_query
 from flexd.store.documents import Document, Documents, Mirror
 
 STATUS_CODES = {"Stopped": 102, "Running": 103, "Frozen": 110, "Error": 112, "Ready": 113}
 
 
 class Registry:
-    """Documents of instances and profiles; every read is from memory."""
+    """Documents of instances and profiles; every read is from memory. A project's profiles are its own, or those of
+    `default`: whoever names a profile names a project that uses it."""
 
-    def __init__(self, mirror: Mirror) -> None:
+    def __init__(self, mirror: Mirror, projects: Projects) -> None:
+        self._projects = projects
         self.instances = Documents(mirror, "instances", InstanceRecord)
         self.profiles = Documents(mirror, "profiles", ProfileRecord)
         self.snapshots = Documents(mirror, "instance-snapshots", SnapshotRecord)
@@ -64,10 +68,13 @@ class Registry:
         return [document.value for document in documents]
 
     def find_profile(self, project: str, name: str) -> Document[ProfileRecord]:
-        document = self.profiles.get(project, name)
+        document = self.profiles.get(self._projects.owner(project, "profiles"), name)
         if document is None:
             raise ProfileNotFound(name)
         return document
+
+    def has_profile(self, project: str, name: str) -> bool:
+        return self.profiles.get(self._projects.owner(project, "profiles"), name) is not None
 
     def expand(self, record: InstanceRecord) -> Expanded:
         return self.expand_with(record.project, record.profiles, record.config, record.devices)
@@ -81,11 +88,13 @@ class Registry:
 
     def expand_past(self, record: InstanceRecord) -> Expanded:
         """As `expand`, for what a snapshot kept: profiles that are gone meanwhile are left out."""
-        known = [name for name in record.profiles if self.profiles.get(record.project, name) is not None]
+        known = [name for name in record.profiles if self.has_profile(record.project, name)]
         return self.expand_with(record.project, known, record.config, record.devices)
 
     def users_of_profile(self, project: str, name: str) -> list[InstanceRecord]:
-        return [record for record in self.all_instances(project) if name in record.profiles]
+        """`project`: the one whose profile it is."""
+        sharing = self._projects.sharing(project, "profiles")
+        return [record for each in sharing for record in self.all_instances(each) if name in record.profiles]
 
     def users_of_pool(self, pool: str) -> list[str]:
         """URLs of the instances and profiles that name a pool."""
@@ -97,19 +106,22 @@ class Registry:
         return users
 
     def users_of_volume(self, pool: str, project: str, name: str) -> list[str]:
-        """URLs of the instances and profiles that attach a custom volume."""
+        """URLs of the instances and profiles that attach a custom volume of a project."""
 
         def attaches(entries: DeviceEntries) -> bool:
             return any(entry.get("pool") == pool and entry.get("source") == name for entry in entries.values())
 
-        users = [record.url for record in self.all_instances(project) if attaches(self.expand(record).devices)]
-        profiles = (document.value for document in self.profiles.list(project))
-        return users + [profile_url(project, profile.name) for profile in profiles if attaches(profile.devices)]
+        users = []
+        for each in self._projects.sharing(project, "storage.volumes"):
+            users += [record.url for record in self.all_instances(each) if attaches(self.expand(record).devices)]
+            profiles = [document.value for document in self.profiles.list(each)]
+            users += [profile_url(each, profile.name) for profile in profiles if attaches(profile.devices)]
+        return users
 
 
 def profile_url(project: str, name: str) -> str:
     """A profile's place in the API."""
-    return f"/1.0/profiles/{name}" + ("" if project == "default" else f"?project={project}")
+    return f"/1.0/profiles/{name}{project_query(project)}"
 
 
 def show_instance(record: InstanceRecord, expanded: Expanded, status: str) -> Instance:

@@ -16,6 +16,7 @@ from flexd.instances.confinement import Confinement
 from flexd.instances.firstboot import Trigger, made
 from flexd.instances.limiter import Limiter
 from flexd.instances.names import check_instance_name, make_name
+from flexd.instances.project_rules import ProjectRules
 from flexd.instances.record import Config, DeviceEntries, Expanded, InstanceRecord
 from flexd.instances.registry import Registry
 from flexd.instances.security import security_faults
@@ -50,6 +51,7 @@ class Resolver:
         allocator: IdmapAllocator,
         limiter: Limiter,
         confinement: Confinement,
+        rules: ProjectRules,
         architectures: Sequence[str],
     ) -> None:
         self._registry = registry
@@ -59,6 +61,7 @@ class Resolver:
         self._allocator = allocator
         self._limiter = limiter
         self._confinement = confinement
+        self._rules = rules
         self._architectures = architectures
 
     def free_name(self, project: str, wanted: str) -> str:
@@ -99,6 +102,7 @@ class Resolver:
         )
         config |= await self._allocator.choose(expanded.config, record.storage_name)
         expanded = self._registry.expand_with(project, profiles, config, wanted.devices)
+        self._rules.check([record])
         await self.check_host(record, expanded)
         return record, expanded
 

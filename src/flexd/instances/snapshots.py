@@ -4,6 +4,7 @@
 import logging
 from collections.abc import Mapping
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -19,6 +20,7 @@ from flexd.api.times import ZERO_TIME, now
 from flexd.api.units import is_true
 from flexd.instances.lifecycle import Lifecycle
 from flexd.instances.names import check_snapshot_name
+from flexd.instances.project_rules import ProjectRules
 from flexd.instances.record import InstanceRecord, SnapshotRecord
 from flexd.instances.registry import Registry, show_snapshot
 from flexd.operations.contract import Plan, Progress, Step
@@ -27,6 +29,7 @@ from flexd.operations.journal import Journal
 from flexd.operations.locks import Locks
 from flexd.operations.operations import Operation, Operations
 from flexd.operations.schedule import at_startup, expires_at, is_due, make_name
+from flexd.projects.projects import Projects
 from flexd.storage.contract import VolumeRef
 from flexd.storage.pools import Pools
 
@@ -42,6 +45,8 @@ class Snapshots:
         self,
         *,
         registry: Registry,
+        projects: Projects,
+        rules: ProjectRules,
         lifecycle: Lifecycle,
         pools: Pools,
         journal: Journal,
@@ -50,6 +55,8 @@ class Snapshots:
         events: Events,
     ) -> None:
         self._registry = registry
+        self._projects = projects
+        self._rules = rules
         self._lifecycle = lifecycle
         self._pools = pools
         self._journal = journal
@@ -86,6 +93,7 @@ class Snapshots:
         record = self._registry.instance(project, name)
         if post.stateful:
             raise BadRequest(f'Failed taking a snapshot of instance "{name}": stateful snapshots are not supported')
+        self._projects.check_snapshots(project)
         snapshot = post.name or self._next_name(record)
         check_snapshot_name(snapshot)
         if self._registry.snapshots.get(project, name, snapshot) is not None:
@@ -112,6 +120,7 @@ class Snapshots:
         self, project: str, name: str, snapshot: str, expires: datetime | None, progress: Progress
     ) -> SnapshotRecord:
         """Take one; the instance's lock is held. `expires` None: as `snapshots.expiry` says."""
+        self._projects.check_snapshots(project)
         instance = self._registry.instance(project, name)
         created_at = now()
         if expires is None:
@@ -230,6 +239,7 @@ class Snapshots:
             raise BadRequest(f'Failed restoring instance "{name}": stateful restore is not supported')
         snapshot = wanted.removeprefix(f"{name}/")
         found = self._registry.find_snapshot(project, name, snapshot).value
+        self._rules.check([self._restored(project, name, snapshot)])
         return self._start("Restoring snapshot", found, lambda _operation: self._restore(project, name, found))
 
     async def _restore(self, project: str, name: str, snapshot: SnapshotRecord) -> None:
@@ -249,24 +259,32 @@ class Snapshots:
 
     async def _restore_record(self, args: Args, _progress: Progress) -> None:
         found = self._registry.find(args["project"], args["name"])
-        then = self._registry.find_snapshot(args["project"], args["name"], args["snapshot"]).value.instance
-        restored = msgspec.structs.replace(
-            found.value,
+        restored = self._restored(args["project"], args["name"], args["snapshot"])
+        if restored != found.value:
+            instances, check = self._registry.instances, partial(self._rules.check, [restored])
+            ops, conditions = [instances.put(found.path, restored)], [instances.unchanged(found.path, found.revision)]
+            await self._projects.write([restored.project], ops, conditions, check)
+
+    def _restored(self, project: str, name: str, snapshot: str) -> InstanceRecord:
+        """The instance with the settings that a snapshot kept."""
+        current = self._registry.instance(project, name)
+        then = self._registry.find_snapshot(project, name, snapshot).value.instance
+        return msgspec.structs.replace(
+            current,
             architecture=then.architecture,
-            config=_restored_config(found.value.config, then.config),
+            config=_restored_config(current.config, then.config),
             devices=then.devices,
             ephemeral=then.ephemeral,
             metadata=then.metadata,
-            profiles=[p for p in then.profiles if self._registry.profiles.get(args["project"], p) is not None],
+            profiles=[profile for profile in then.profiles if self._registry.has_profile(project, profile)],
         )
-        if restored != found.value:
-            await self._registry.instances.update(found.path, restored, found.revision)
 
     # --- by the clock, and by starts ---
 
     async def at_start(self, instance: InstanceRecord) -> None:
         """Before each start, with the instance's lock held: one for the schedule `@startup`."""
-        if not at_startup(self._registry.expand(instance).config.get("snapshots.schedule", "")):
+        blocked = self._projects.rules(instance.project).blocks("snapshots")
+        if blocked or not at_startup(self._registry.expand(instance).config.get("snapshots.schedule", "")):
             return
         name = self._next_name(instance)
         taking = self.take(instance.project, instance.name, name, None, lambda _metadata: None)
@@ -283,6 +301,8 @@ class Snapshots:
                     await self._try(instance, "expired snapshot", self._remove_locked(snapshot))
 
     def _may_take(self, instance: InstanceRecord, config: Mapping[str, str]) -> bool:
+        if self._projects.rules(instance.project).blocks("snapshots"):
+            return False
         running = self._lifecycle.running(instance) is not None
         return running or is_true(config.get("snapshots.schedule.stopped"))
 

@@ -8,17 +8,20 @@ import msgspec
 
 from flexd.instances.record import DeviceEntries, InstanceRecord
 from flexd.instances.registry import Registry
+from flexd.projects.projects import Projects
 from flexd.storage.contract import VolumeRecord
 
 
 class VolumeUsers:
-    def __init__(self, *, registry: Registry, is_running: Callable[[InstanceRecord], bool]) -> None:
+    def __init__(self, *, registry: Registry, projects: Projects, is_running: Callable[[InstanceRecord], bool]) -> None:
         self._registry = registry
+        self._projects = projects
         self._is_running = is_running
 
     def running(self, volume: VolumeRecord) -> list[str]:
         """URLs of the running instances that have it."""
-        instances = self._registry.all_instances(volume.project)
+        sharing = self._projects.sharing(volume.project, "storage.volumes")
+        instances = [instance for project in sharing for instance in self._registry.all_instances(project)]
         found = [i for i in instances if self._is_running(i) and _attached(self._registry.expand(i).devices, volume)]
         return [instance.url for instance in found]
 
@@ -27,7 +30,8 @@ class VolumeUsers:
         registry, ops, conditions = self._registry, [], []
         tables: tuple[Any, ...] = (registry.instances, registry.profiles)
         for table in tables:
-            for document in table.list(old.project):
+            sharing = self._projects.sharing(old.project, "storage.volumes")
+            for document in (found for project in sharing for found in table.list(project)):
                 if _attached(document.value.devices, old):
                     devices = _rewritten(document.value.devices, old, new)
                     ops.append(table.put(document.path, msgspec.structs.replace(document.value, devices=devices)))

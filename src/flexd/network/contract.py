@@ -17,6 +17,10 @@ from flexd.api.keys import Key
 from flexd.api.network import NetworkLease, NetworkState
 from flexd.api.times import ZERO_TIME
 from flexd.host.contract import Host
+from flexd.projects.record import DEFAULT_PROJECT
+
+# RFC 1035, section 2.3.4.
+_MAX_LABEL = 63
 
 
 class NetworkNotFound(NotFound):
@@ -36,7 +40,7 @@ class NetworkRecord(Struct):
 
     name: str
     type: str = "bridge"
-    project: str = "default"
+    project: str = DEFAULT_PROJECT
     description: str = ""
     config: dict[str, str] = field(default_factory=dict)
     created_at: datetime = ZERO_TIME
@@ -46,12 +50,19 @@ class Port(Struct, frozen=True):
     """An instance's interface on a network: what DHCP and DNS must know of it."""
 
     network: str
-    instance: str  # DNS name
+    instance: str
     project: str
     device: str
     hwaddr: str
     ipv4_address: str = ""  # static, else from the pool
     ipv6_address: str = ""
+
+    @property
+    def label(self) -> str:
+        """Its name in the DNS, which no instance of another project can have; "" if that is too long for one. A name
+        has no underscore, so that none of the default project's is like `c1_project`."""
+        own = "" if self.project == DEFAULT_PROJECT else f"_{self.project.replace('.', '_')}"
+        return f"{self.instance}{own}" if len(self.instance) + len(own) <= _MAX_LABEL else ""
 
 
 class Attachment(Struct, frozen=True):

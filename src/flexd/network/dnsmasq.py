@@ -196,7 +196,7 @@ def render_static_leases(ports: Iterable[Port], config: dict[str, str]) -> str:
                 "id:*",
                 *([port.ipv4_address] if port.ipv4_address else []),
                 *([f"[{port.ipv6_address}]"] if port.ipv6_address else []),
-                *([port.instance] if named else []),
+                *([port.label] if named and port.label else []),
             ]
         )
         + "\n"
@@ -211,10 +211,10 @@ def render_names(ports: Iterable[Port], config: dict[str, str]) -> str:
         return ""
     domain = domain_of(config)
     return "".join(
-        f"{address} {port.instance}.{domain} {port.instance}\n"
+        f"{address} {port.label}.{domain} {port.label}\n"
         for port in _sorted(ports)
         for address in (port.ipv4_address, port.ipv6_address)
-        if address
+        if address and port.label
     )
 
 

@@ -33,12 +33,14 @@ from flexd.network.hostlinks import link_type, listed, read_state
 from flexd.operations.events import Events
 from flexd.operations.locks import Locks
 from flexd.operations.undo import Undo
+from flexd.projects.projects import Projects
+from flexd.projects.record import DEFAULT_PROJECT
 from flexd.store.documents import Document, Documents, Mirror
 
 log = logging.getLogger(__name__)
 
-# Networks live in LXD's default project until projects have their own (`features.networks`).
-PROJECT = "default"
+# Bridges are in LXD's default project only; one that has `features.networks` sees none of them.
+PROJECT = DEFAULT_PROJECT
 _LOCATIONS = ["none"]  # LXD's, of a server that is not in a cluster
 _FAMILIES = ("ipv4", "ipv6")
 # Held by whatever changes the set of networks or their subnets, so that no two choose the same.
@@ -49,11 +51,15 @@ _FIRST_RETRY_S, _LAST_RETRY_S = 1.0, 60.0
 _TYPES = load_drivers()  # scans a folder, so not while the loop runs
 
 UsedBy = Callable[[str], list[str]]
+Check = Callable[[str, str], None]
 
 
 class Networks:
-    def __init__(self, *, host: Host, mirror: Mirror, locks: Locks, events: Events, directory: Path) -> None:
+    def __init__(
+        self, *, host: Host, mirror: Mirror, projects: Projects, locks: Locks, events: Events, directory: Path
+    ) -> None:
         self._host = host
+        self._projects = projects
         self._documents = Documents(mirror, "networks", NetworkRecord)
         self._locks = locks
         self._events = events
@@ -63,6 +69,7 @@ class Networks:
         self._errors: dict[str, str] = {}
         self._guards: dict[str, asyncio.Task[None]] = {}
         self._used_by: UsedBy = lambda _name: []
+        self._check: Check = lambda _project, _name: None
 
     @property
     def types(self) -> dict[str, type[Driver]]:
@@ -72,6 +79,10 @@ class Networks:
     def set_used_by(self, used_by: UsedBy) -> None:
         """`used_by(name)`: URLs of the instances and profiles with a NIC on a network."""
         self._used_by = used_by
+
+    def set_check(self, check: Check) -> None:
+        """`check(project, name)` raises if a project may not have one more network."""
+        self._check = check
 
     # --- the daemon's life ---
 
@@ -149,20 +160,24 @@ class Networks:
 
     # --- showing ---
 
-    def names(self, project: str) -> list[str]:  # noqa: ARG002  # networks are shared by all projects
-        """Managed networks."""
-        return [document.value.name for document in self._documents.list(PROJECT)]
+    def names(self, project: str) -> list[str]:
+        """The managed networks that a project uses."""
+        owner = self._projects.owner(project, "networks")
+        return [document.value.name for document in self._documents.list(owner)]
 
     async def all_names(self, project: str) -> list[str]:
         """Managed networks and the host's other interfaces, as `GET /1.0/networks` lists them."""
-        links = [link.name for link in await self._host.links.all() if listed(link)]
-        return sorted({*self.names(project), *links})
+        return [network.name for network in await self.show_all(project)]
 
     async def show_all(self, project: str) -> list[Network]:
+        if self._projects.owner(project, "networks") != PROJECT:
+            return []
         links = {link.name: link for link in await self._host.links.all() if listed(link)}
         return [self._show(name, links.get(name)) for name in sorted({*self.names(project), *links})]
 
-    async def show(self, project: str, name: str) -> Network:  # noqa: ARG002  # as above
+    async def show(self, project: str, name: str) -> Network:
+        if self._projects.owner(project, "networks") != PROJECT:
+            raise NetworkNotFound
         link = None if self._documents.get(PROJECT, name) else await self._host_link(name)
         return self._show(name, link)
 
@@ -207,7 +222,9 @@ class Networks:
 
     # --- changing ---
 
-    async def create(self, post: NetworksPost) -> None:
+    async def create(self, post: NetworksPost, project: str = PROJECT) -> None:
+        if self._projects.owner(project, "networks") != PROJECT:
+            raise BadRequest("Network type does not support non-default projects")
         if not post.name:
             raise BadRequest("No name provided")
         _check_name(post.name)
@@ -216,6 +233,7 @@ class Networks:
             raise BadRequest(f'Unsupported network type "{kind}" (supported: {", ".join(sorted(self._types))})')
         async with self._locks.hold_all([_ALL, _key(post.name)], "create"):
             await self._check_free(post.name)
+            self._check(PROJECT, post.name)
             raise_faults(check_config(post.config, self._types[kind].KEYS))
             config = await self._make_driver(kind, post.name, {}).fill(post.config, new=True)
             self._check_whole(post.name, kind, config)
@@ -229,7 +247,9 @@ class Networks:
             undo.push(self._remove, record.name, driver)
             await self._prepare_directory(record.name)
             await driver.start()
-            await self._documents.create((PROJECT, record.name), record)
+            path = (PROJECT, record.name)
+            ops, conditions = [self._documents.put(path, record)], [self._documents.unchanged(path, 0)]
+            await self._projects.write([PROJECT], ops, conditions, lambda: self._check(PROJECT, record.name))
             self._drivers[record.name] = driver
         self._guard(record.name)
 

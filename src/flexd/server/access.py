@@ -7,6 +7,7 @@ One table for all paths: what it does not name, a restricted certificate may not
 from collections.abc import Mapping
 
 from flexd.api.errors import Forbidden, NotFound
+from flexd.projects.projects import Feature
 from flexd.server.call import Caller
 
 METRICS = "/1.0/metrics"
@@ -23,6 +24,8 @@ BY_PROJECT = (
     "/1.0/operations",
     "/1.0/storage-pools/{pool}/volumes",
 )
+_VOLUMES = "/1.0/storage-pools/{pool}/volumes"
+_FEATURES: Mapping[str, Feature] = {"/1.0/images": "images", "/1.0/profiles": "profiles"}
 _READ = frozenset({"GET", "HEAD"})
 # Besides: what belongs to the server and is only looked at. LXD 5.0 would let a restricted certificate make networks;
 # they are the host's, so here it may not.
@@ -80,6 +83,21 @@ def check_project(caller: Caller, path: str, method: str, project: str, *, named
         return
     if named or _is_bound(path):
         raise Forbidden(f'not authorized: the certificate is not for the project "{project}"')
+
+
+def feature_of(path: str, volume_type: str) -> Feature | None:
+    """What a path is about that a project may have of its own, or share with `default`. `volume_type`: in the path."""
+    if _is_below(path, _VOLUMES):
+        return "storage.volumes" if volume_type in ("", "custom") else None
+    return next((feature for prefix, feature in _FEATURES.items() if _is_below(path, prefix)), None)
+
+
+def check_owner(caller: Caller, method: str, feature: Feature, owner: str) -> None:
+    """What a project shares with `default` may be used there, but not changed by whom `default` is kept from."""
+    if not caller.may_use(owner) and method not in _READ:
+        raise Forbidden(
+            f'not authorized: what belongs to the project "{owner}" (features.{feature}) may not be changed'
+        )
 
 
 def _is_bound(path: str) -> bool:

@@ -115,6 +115,9 @@ def _bind(
         named, everywhere = bool(call.query("project")), call.flag("all-projects")
         access.check_project(caller, path, method, call.project, named=named, all_projects=everywhere)
         call.check_project()
+        feature = access.feature_of(path, request.match_info.get("type", ""))
+        if feature is not None:
+            access.check_owner(caller, method, feature, call.owner(feature))
         return await handler(call)
 
     return handle

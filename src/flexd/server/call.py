@@ -5,16 +5,18 @@ import asyncio
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
+from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 from aiohttp import web
 
-from flexd.api.errors import BadRequest, FlexdError, NotFound
+from flexd.api.errors import BadRequest, FlexdError, Forbidden
 from flexd.api.units import is_true
+from flexd.projects.projects import Feature
+from flexd.projects.record import DEFAULT_PROJECT
 from flexd.server.decode import decode, merged
 from flexd.server.etag import check_etag
 from flexd.server.filtering import Filter, parse_filter
-from flexd.server.projects import DEFAULT_PROJECT, PROJECTS
 from flexd.server.services import Services
 from flexd.server.transport import tls_of
 from flexd.server.websocket import OpenSockets
@@ -79,8 +81,7 @@ class Call:
 
     def check_project(self) -> None:
         """Called for every request, also where the project makes no difference."""
-        if self.project not in PROJECTS:
-            raise NotFound("Project not found")
+        self.services.projects.find(self.project)
 
     @cached_property
     def projects(self) -> tuple[str, ...]:
@@ -89,7 +90,29 @@ class Call:
             return (self.project,)
         if self.query("project"):
             raise BadRequest("Cannot specify a project when requesting all projects")
-        return tuple(project for project in PROJECTS if self.caller.may_use(project))
+        return tuple(project for project in self.services.projects.names() if self.caller.may_use(project))
+
+    def owner(self, feature: Feature) -> str:
+        """Whose images (profiles, …) the request is about: `default`'s where its project has none of its own."""
+        return self.services.projects.owner(self.project, feature)
+
+    def owners(self, feature: Feature) -> tuple[str, ...]:
+        """The same of `projects`, each once."""
+        owner = self.services.projects.owner
+        return tuple(dict.fromkeys(owner(project, feature) for project in self.projects))
+
+    def check_allowed(self, project: str) -> None:
+        """A project that the body names besides the request's: a source, a target."""
+        self.services.projects.find(project)
+        if not self.caller.may_use(project):
+            raise Forbidden(f'not authorized: the certificate is not for the project "{project}"')
+
+    def shown(self, value: T) -> T:
+        """As the caller may see it: who else uses a network or a pool is the concern of their projects."""
+        used_by = getattr(value, "used_by", None)
+        if not self.caller.restricted or not used_by:
+            return value
+        return msgspec.structs.replace(value, used_by=[url for url in used_by if self.caller.may_use(_project_of(url))])
 
     @property
     def recursion(self) -> int:
@@ -142,6 +165,11 @@ class Call:
             return int(text)
         except ValueError as error:
             raise BadRequest(f'Invalid {name} "{text}": expected a whole number') from error
+
+
+def _project_of(url: str) -> str:
+    """The project that an object's URL names."""
+    return parse_qs(urlsplit(url).query).get("project", [DEFAULT_PROJECT])[0]
 
 
 def dual_headers(values: dict[str, Any]) -> dict[str, str]:

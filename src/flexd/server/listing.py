@@ -8,9 +8,10 @@ from urllib.parse import quote
 from aiohttp import web
 from msgspec import Struct
 
+from flexd.projects.projects import Feature
+from flexd.projects.record import project_query
 from flexd.server import responses
 from flexd.server.call import Call
-from flexd.server.projects import project_query
 
 T = TypeVar("T", bound=Struct)
 
@@ -27,12 +28,15 @@ def list_response(
     show_all: Callable[[str], list[T]],
     *,
     key: str = "name",
+    feature: Feature | None = None,
 ) -> web.Response:
     """The answer to GET of a collection. `names` is enough, and cheap, where neither objects nor a filter are asked
-    for; `key` is the member that holds an object's name."""
+    for; `key` is the member that holds an object's name; with `feature` they are of the projects that own such things
+    for those of the request."""
+    projects = call.projects if feature is None else call.owners(feature)
     if not call.recursion and not call.filter.clauses:
-        return responses.sync([object_url(collection, n, p) for p in call.projects for n in names(p)])
-    found = [(project, value) for project in call.projects for value in call.filter.apply(show_all(project))]
+        return responses.sync([object_url(collection, n, p) for p in projects for n in names(p)])
+    found = [(project, value) for project in projects for value in call.filter.apply(show_all(project))]
     if call.recursion:
-        return responses.sync([value for _, value in found])
+        return responses.sync([call.shown(value) for _, value in found])
     return responses.sync([object_url(collection, getattr(value, key), project) for project, value in found])

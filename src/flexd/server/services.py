@@ -17,6 +17,7 @@ from flexd.instances.lifecycle import Lifecycle
 from flexd.instances.logs import Logs
 from flexd.instances.metadata import Metadata
 from flexd.instances.migration.source import MigrationSource
+from flexd.instances.ports import PortList
 from flexd.instances.profiles import Profiles
 from flexd.instances.publish import Publishing
 from flexd.instances.rebuild import Rebuild
@@ -25,12 +26,14 @@ from flexd.instances.state import States
 from flexd.network.networks import Networks
 from flexd.operations.events import Events
 from flexd.operations.operations import Operations
+from flexd.projects.projects import Projects
 from flexd.server.config import ServerConfig
 from flexd.server.connections import Connections
 from flexd.server.environment import Environment
 from flexd.server.identity import Identity
 from flexd.server.listeners import Listeners
 from flexd.server.password import Guesses
+from flexd.server.projects import ProjectService
 from flexd.server.tokens import Tokens
 from flexd.server.trust import Certificates
 from flexd.server.warnings import Warnings
@@ -61,6 +64,9 @@ class Services:
     publishing: Publishing
     profiles: Profiles
     snapshots: Snapshots
+    projects: Projects
+    project_service: ProjectService
+    ports: PortList
     warnings: Warnings
     images: Images
     networks: Networks

@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal, cast
 
-from msgspec import Struct, field
+from msgspec import Struct, field, structs
 
 from flexd.api.certificate import Certificate, CertificatePut
 from flexd.api.errors import BadRequest, Conflict, Forbidden, NotFound
 from flexd.api.times import now
 from flexd.operations.events import Events
+from flexd.projects.projects import Projects
 from flexd.server.certificate import PeerCertificate, fingerprint_of, read_certificate
-from flexd.server.projects import PROJECTS
-from flexd.store.contract import RevisionConflict
+from flexd.store.contract import If, Put, RevisionConflict
 from flexd.store.documents import Document, Documents, Mirror
 
 if TYPE_CHECKING:
@@ -95,11 +95,13 @@ class Certificates:
         mirror: Mirror,
         events: Events,
         *,
+        projects: Projects,
         authority: "Callable[[], Authority | None]",
         signature_suffices: Callable[[], bool],
     ) -> None:
         self._documents = Documents(mirror, "certificates", CertificateRecord)
         self._events = events
+        self._projects = projects
         self._authority = authority
         self._signature_suffices = signature_suffices
         self._drop: Callable[[str], None] = lambda _fingerprint: None
@@ -130,6 +132,10 @@ class Certificates:
     def show(self, prefix: str) -> Certificate:
         return _show(self._find(prefix))
 
+    def check_projects(self, projects: Iterable[str]) -> None:
+        for name in projects:
+            self._projects.find(name)
+
     async def add(self, der: bytes, record: CertificateRecord) -> str:
         """Trust it; its fingerprint. The certificate was checked (`read_certificate`)."""
         peer = PeerCertificate(der)
@@ -137,7 +143,7 @@ class Certificates:
         authority = self._authority()
         if authority is not None and not authority.has_signed(peer):
             raise Forbidden("The certificate is not signed by this server's authority (server.ca)")
-        check_projects(record.projects)
+        self.check_projects(record.projects)
         try:
             await self._documents.create((fingerprint,), record)
         except RevisionConflict as error:
@@ -151,7 +157,7 @@ class Certificates:
         record = found.value
         if put.type and put.type != record.type:
             raise Forbidden("The certificate type cannot be changed")
-        check_projects(put.projects)
+        self.check_projects(put.projects)
         certificate = await read_certificate(put.certificate.encode()) if put.certificate else None
         changed = CertificateRecord(
             certificate=record.certificate if certificate is None else certificate.pem,
@@ -173,6 +179,18 @@ class Certificates:
         await self._documents.delete((fingerprint,))
         self._drop(fingerprint)
         self._events.lifecycle("certificate-deleted", f"{URL}/{fingerprint}", "")
+
+    def replace_project(self, old: str, new: str | None) -> tuple[list[Put], list[If]]:
+        """For the transaction that renames or removes (None) a project: the certificates that are restricted to it. One
+        whose last project goes sees none any more."""
+        ops, conditions = [], []
+        for found in self._documents.list():
+            if old in found.value.projects:
+                others = [name for name in found.value.projects if name != old]
+                changed = structs.replace(found.value, projects=others if new is None else [*others, new])
+                ops.append(self._documents.put(found.path, changed))
+                conditions.append(self._documents.unchanged(found.path, found.revision))
+        return ops, conditions
 
     async def _replace(self, found: Document[CertificateRecord], new: str, record: CertificateRecord) -> None:
         documents, old = self._documents, found.path
@@ -198,11 +216,6 @@ class Certificates:
         if not found:
             raise NotFound("Certificate not found")
         return found[0]
-
-
-def check_projects(projects: Iterable[str]) -> None:
-    if any(name not in PROJECTS for name in projects):
-        raise NotFound("Project not found")
 
 
 def check_kind(kind: str) -> Kind:

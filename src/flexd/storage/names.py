@@ -5,9 +5,9 @@ import re
 from urllib.parse import quote
 
 from flexd.api.errors import BadRequest
-from flexd.storage.contract import VolumeRecord, VolumeRef
+from flexd.projects.record import DEFAULT_PROJECT, project_query
+from flexd.storage.contract import VolumeKind, VolumeRecord, VolumeRef
 
-DEFAULT_PROJECT = "default"
 # A pool's name is a directory, a volume's one too.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
@@ -46,13 +46,16 @@ def api_name(record: VolumeRecord) -> str:
     return record.name.replace("@", "/")
 
 
-def storage_name(project: str, name: str) -> str:
-    """The name on disk: prefixed outside the default project, as LXD does."""
-    return name if project == DEFAULT_PROJECT else f"{project}_{name}"
+def storage_name(project: str, name: str, kind: VolumeKind) -> str:
+    """The name on disk: prefixed outside the default project, as LXD does. A custom volume's own name may have an
+    underscore; a plus is in no name, so that `a_b` of one project is not `b` of the project `a`."""
+    if project == DEFAULT_PROJECT:
+        return name
+    return f"{project}{'+' if kind == 'custom' else '_'}{name}"
 
 
 def volume_ref(record: VolumeRecord) -> VolumeRef:
-    return VolumeRef(record.pool, record.kind, storage_name(record.project, record.name))
+    return VolumeRef(record.pool, record.kind, storage_name(record.project, record.name, record.kind))
 
 
 def volume_url(record: VolumeRecord) -> str:
@@ -61,7 +64,7 @@ def volume_url(record: VolumeRecord) -> str:
     path = f"/1.0/storage-pools/{quote(record.pool)}/volumes/{record.kind}/{quote(volume)}"
     if snapshot:
         path += f"/snapshots/{quote(snapshot)}"
-    return path + _project_query(record.project)
+    return path + project_query(record.project)
 
 
 def owner_url(record: VolumeRecord) -> str:
@@ -71,12 +74,8 @@ def owner_url(record: VolumeRecord) -> str:
     volume, snapshot = split_snapshot(record.name)
     folder = "images" if record.kind == "image" else "instances"
     path = f"/1.0/{folder}/{quote(volume)}" + (f"/snapshots/{quote(snapshot)}" if snapshot else "")
-    return path + _project_query(record.project)
+    return path + project_query(record.project)
 
 
 def pool_url(name: str) -> str:
     return f"/1.0/storage-pools/{quote(name)}"
-
-
-def _project_query(project: str) -> str:
-    return "" if project == DEFAULT_PROJECT else f"?project={quote(project)}"

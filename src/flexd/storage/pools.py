@@ -30,6 +30,7 @@ from flexd.operations.contract import Plan, Progress, Step
 from flexd.operations.events import Events
 from flexd.operations.journal import Journal
 from flexd.operations.locks import Locks
+from flexd.projects.record import DEFAULT_PROJECT
 from flexd.storage import copies, drivers
 from flexd.storage.contract import (
     Driver,
@@ -42,7 +43,7 @@ from flexd.storage.contract import (
 )
 from flexd.storage.copies import Moment, Place
 from flexd.storage.custom import FILESYSTEM, without_empty
-from flexd.storage.names import DEFAULT_PROJECT, check_pool_name, owner_url, pool_url, split_snapshot, volume_ref
+from flexd.storage.names import check_pool_name, owner_url, pool_url, split_snapshot, storage_name, volume_ref
 from flexd.store.documents import Document, Documents, Mirror
 
 log = logging.getLogger(__name__)
@@ -298,13 +299,14 @@ class Pools:
         found = [self._volumes.delete_op(document.path) for document in (*self._of(ref), *self._snapshots_of(ref))]
         await self._volumes.txn(found)
 
-    async def rename_volume(self, ref: VolumeRef, new_name: str) -> None:
-        """`new_name` is a storage name too, of the same project."""
+    async def rename_volume(self, ref: VolumeRef, new_name: str, project: str | None = None) -> None:
+        """`new_name` is a storage name too, of the same project, or of `project`, to which it moves."""
         await self.driver(ref.pool).rename_volume(ref.kind, ref.name, new_name)
         target = VolumeRef(ref.pool, ref.kind, new_name)
         for document in (*self._of(ref), *self._snapshots_of(ref)):
-            name, snapshot = _name(target, document.value.project), split_snapshot(document.value.name)[1]
-            await self._rename_document(document, f"{name}@{snapshot}" if snapshot else name)
+            owner, snapshot = project or document.value.project, split_snapshot(document.value.name)[1]
+            name = _name(target, owner)
+            await self._rename_document(document, f"{name}@{snapshot}" if snapshot else name, owner)
 
     async def resize(self, ref: VolumeRef, size_bytes: int) -> None:
         await self.driver(ref.pool).resize_volume(ref.kind, ref.name, size_bytes)
@@ -382,7 +384,8 @@ class Pools:
     async def rename_snapshot(self, ref: VolumeRef, snapshot: str, new_snapshot: str) -> None:
         await self.driver(ref.pool).rename_snapshot(ref.kind, ref.name, snapshot, new_snapshot)
         for document in self._snapshots_of(ref, snapshot):
-            await self._rename_document(document, f"{split_snapshot(document.value.name)[0]}@{new_snapshot}")
+            name = f"{split_snapshot(document.value.name)[0]}@{new_snapshot}"
+            await self._rename_document(document, name, document.value.project)
 
     async def restore_snapshot(self, ref: VolumeRef, snapshot: str) -> None:
         """The volume is not in use; it is unmounted."""
@@ -503,8 +506,8 @@ class Pools:
         found = [(volume_ref(d.value).name, d) for d in self._volumes.list(ref.pool, ref.kind)]
         return [d for name, d in found if name.startswith(prefix) and snapshot in ("", name.removeprefix(prefix))]
 
-    async def _rename_document(self, document: Document[VolumeRecord], name: str) -> None:
-        new = msgspec.structs.replace(document.value, name=name)
+    async def _rename_document(self, document: Document[VolumeRecord], name: str, project: str) -> None:
+        new = msgspec.structs.replace(document.value, name=name, project=project)
         if new != document.value:
             await self._volumes.txn([self._volumes.delete_op(document.path), self._volumes.put(_path(new), new)])
 
@@ -520,7 +523,7 @@ def _path(record: VolumeRecord) -> tuple[str, str, str, str]:
 
 def _name(ref: VolumeRef, project: str) -> str:
     """A volume's name in its project."""
-    return ref.name if project == DEFAULT_PROJECT else ref.name.removeprefix(f"{project}_")
+    return ref.name.removeprefix(storage_name(project, "", ref.kind))
 
 
 def _belonging(ref: VolumeRef, project: str, snapshot: str = "") -> dict[str, Any]:

@@ -24,6 +24,7 @@ from flexd.operations.journal import Journal
 from flexd.operations.locks import Locks
 from flexd.operations.operations import Operation, Operations
 from flexd.operations.schedule import expires_at, is_due, make_name
+from flexd.projects.projects import Projects
 from flexd.storage.contract import SnapshotNotFound, VolumeRecord, VolumeRef
 from flexd.storage.names import check_snapshot_name, split_snapshot, volume_ref, volume_url
 from flexd.storage.pools import Pools
@@ -45,6 +46,7 @@ class VolumeSnapshots:
         *,
         volumes: Volumes,
         pools: Pools,
+        projects: Projects,
         mirror: Mirror,
         journal: Journal,
         operations: Operations,
@@ -52,6 +54,7 @@ class VolumeSnapshots:
     ) -> None:
         self._volumes = volumes
         self._pools = pools
+        self._projects = projects
         self._journal = journal
         self._operations = operations
         self._locks = locks
@@ -90,6 +93,7 @@ class VolumeSnapshots:
 
     async def create(self, where: Where, post: StorageVolumeSnapshotsPost) -> Operation:
         volume = self._custom(where, tried="taking a snapshot of")
+        self._projects.check_snapshots(volume.project)
         name = post.name or self._next_name(volume)
         check_snapshot_name(name)
         self._check_free(volume, name)
@@ -191,8 +195,12 @@ class VolumeSnapshots:
             if split_snapshot(record.name)[1]:
                 if ZERO_TIME < record.expires_at <= minute:
                     await self._try("removing the expired snapshot", record, self._remove_locked(record))
-            elif is_due(record.config.get("snapshots.schedule", ""), minute):
+            elif self._is_due(record, minute):
                 await self._try("taking a scheduled snapshot of", record, self._take_scheduled(record))
+
+    def _is_due(self, volume: VolumeRecord, minute: datetime) -> bool:
+        blocked = self._projects.rules(volume.project).blocks("snapshots")
+        return not blocked and is_due(volume.config.get("snapshots.schedule", ""), minute)
 
     async def _take_scheduled(self, volume: VolumeRecord) -> None:
         async with self._locks.hold(lock_of(volume), "scheduled snapshot"):

@@ -29,6 +29,8 @@ from flexd.operations.events import Events
 from flexd.operations.journal import Journal
 from flexd.operations.locks import Locks
 from flexd.operations.operations import Operation, Operations
+from flexd.projects.projects import Projects
+from flexd.projects.record import DEFAULT_PROJECT
 from flexd.storage.contract import VolumeNotFound, VolumeRecord, VolumeRef
 from flexd.storage.custom import (
     BLOCK,
@@ -44,7 +46,6 @@ from flexd.storage.custom import (
     without_empty,
 )
 from flexd.storage.names import (
-    DEFAULT_PROJECT,
     api_name,
     check_volume_name,
     owner_url,
@@ -58,6 +59,7 @@ from flexd.store.documents import Document, Documents, Mirror
 
 VolumeUsedBy = Callable[[str, str, str], list[str]]
 RunningUsers = Callable[[VolumeRecord], list[str]]
+Check = Callable[[VolumeRecord], None]
 RewriteUsers = Callable[[VolumeRecord, VolumeRecord], Awaitable[None]]
 Args = dict[str, Any]
 
@@ -70,9 +72,18 @@ class Volumes:
     """One per daemon. Pools owns what instances need; this is for people."""
 
     def __init__(
-        self, *, pools: Pools, mirror: Mirror, journal: Journal, operations: Operations, locks: Locks, events: Events
+        self,
+        *,
+        pools: Pools,
+        projects: Projects,
+        mirror: Mirror,
+        journal: Journal,
+        operations: Operations,
+        locks: Locks,
+        events: Events,
     ) -> None:
         self._pools = pools
+        self._projects = projects
         self._journal = journal
         self._operations = operations
         self._locks = locks
@@ -81,6 +92,7 @@ class Volumes:
         self._used_by: VolumeUsedBy = lambda _pool, _project, _name: []
         self._running: RunningUsers = lambda _record: []
         self._rewrite: RewriteUsers = _rewrite_nobody
+        self._check: Check = lambda _record: None
         journal.register("storage.note_volume", self._note, self._forget)
         journal.register("storage.create_volume", self._create_volume, self._uncreate_volume)
         journal.register("storage.import_volume", self._import_volume, self._uncreate_volume)
@@ -98,14 +110,26 @@ class Volumes:
         """Which running instances have a volume attached; how devices follow a volume to another name or pool."""
         self._running, self._rewrite = running, rewrite
 
+    def set_check(self, check: Check) -> None:
+        """Raises if a volume, as it is to be, is more than its project may have."""
+        self._check = check
+
     # --- reading ---
 
     def show_all(self, pool: str, project: str, kind: str | None = None) -> list[StorageVolume]:
-        """The volumes of a project on a pool and their snapshots (`c1/snap0`); images belong to all projects."""
+        """The volumes that a project uses on a pool and their snapshots (`c1/snap0`): its instances' and custom ones,
+        its own or those of `default`, which has those of images, too."""
         self._pools.record(pool)
+        owner = self._projects.owner(project, "storage.volumes")
         path = (pool,) if kind is None else (pool, check_kind(kind))
         records = [document.value for document in self._records.list(*path)]
-        return [self._show(record) for record in records if record.project == project or record.kind == "image"]
+        owners = {"custom": owner}
+        return [self._show(record) for record in records if record.project == owners.get(record.kind, project)]
+
+    def of_project(self, project: str) -> list[VolumeRecord]:
+        """The custom volumes that are a project's own, without snapshots."""
+        records = [document.value for document in self._records.list()]
+        return [r for r in records if r.kind == "custom" and r.project == project and not split_snapshot(r.name)[1]]
 
     def show(self, pool: str, kind: str, project: str, name: str) -> StorageVolume:
         return self._show(self.document(pool, kind, project, name).value)
@@ -173,6 +197,7 @@ class Volumes:
             now(),
         )
         check_config_of(self._pools.record(pool).driver, record)
+        self._check(record)
         steps = ("storage.note_volume", "storage.create_volume")
         await self._make(record, f'create storage volume "{post.name}" on pool "{pool}"', steps, {})
         return None
@@ -239,6 +264,7 @@ class Volumes:
             created_at=now(),
         )
         check_config_of(self._pools.record(pool).driver, new)
+        self._check(new)
         snapshots = [] if source.volume_only or snapshot else self._snapshot_names(old)
         exists = self._records.get(*path_of(new)) is not None
         if exists and not source.refresh:
@@ -273,11 +299,14 @@ class Volumes:
         new = msgspec.structs.replace(old, name=post.name, pool=post.pool or pool, project=post.project or project)
         self._pools.record(new.pool)
         self._check_free(old, new)
+        if project != new.project:
+            self._check(new)
         if (new.pool, new.project) != (old.pool, old.project):
             return self._start("Moving storage volume", old, lambda _operation: self._move(old, new))
         async with self._locks.hold_all([lock_of(old), lock_of(new)], "rename"):
             self._check_free(old, new)
-            args = {"pool": pool, "old": storage_name(project, name), "new": storage_name(project, post.name)}
+            names = [storage_name(project, each, "custom") for each in (name, post.name)]
+            args = {"pool": pool, "old": names[0], "new": names[1]}
             steps = (Step("storage.rename_volume", args), Step("storage.rewrite_users", _pair(old, new)))
             await self._journal.run(Plan(f'rename storage volume "{name}" on pool "{pool}"', steps))
         self.event("storage-volume-renamed", new, {"old_name": name})
@@ -321,10 +350,11 @@ class Volumes:
             old = document.value
             config = without_empty(put.config)
             raise_faults(self._update_faults(old, config))
+            new = msgspec.structs.replace(old, config=config, description=put.description)
+            self._check(new)
             if config.get("size") != old.config.get("size"):
                 await self._resize(old, parse_size(config.get("size", "")))
-            new = msgspec.structs.replace(old, config=config, description=put.description)
-            await self._records.update(path_of(new), new, document.revision)
+            await self._write(new, document.revision)
         self.event("storage-volume-updated", new)
 
     async def _resize(self, record: VolumeRecord, size_bytes: int) -> None:
@@ -374,7 +404,17 @@ class Volumes:
 
     async def _note(self, args: Args, _progress: Progress) -> None:
         record = _record(args)
-        await self._records.txn([self._records.put(path_of(record), record)])
+        known = self._records.get(*path_of(record))
+        await self._write(record, 0 if known is None else known.revision)
+
+    async def _write(self, record: VolumeRecord, revision: int) -> None:
+        """As far as the project's limits allow; of an instance's volume the instance counts."""
+        ops = [self._records.put(path_of(record), record)]
+        conditions = [self._records.unchanged(path_of(record), revision)]
+        if record.kind == "custom":
+            await self._projects.write([record.project], ops, conditions, lambda: self._check(record))
+        else:
+            await self._records.txn(ops, conditions)
 
     async def _forget(self, args: Args) -> None:
         await self._records.delete(path_of(_record(args)))

@@ -21,6 +21,7 @@ from flexd.operations.events import Events
 from flexd.operations.journal import Journal
 from flexd.operations.locks import Locks
 from flexd.place import daemon_id
+from flexd.projects.projects import Projects
 from flexd.runtime.contract import RunningContainer, Runtime
 from flexd.runtime.fake import FakeRuntime
 from flexd.runtime.lxc import LxcRuntime
@@ -148,7 +149,11 @@ async def _devices(host: Host, runtime: Runtime, directory: Path) -> tuple[Devic
     mirror, locks, events = MemoryMirror(), Locks(), Events()
     journal = await Journal.open(directory / "journal.db")
     pools = Pools(host=host, mirror=mirror, journal=journal, locks=locks, events=events, directory=directory / "pools")
-    networks = Networks(host=host, mirror=mirror, locks=locks, events=events, directory=directory / "networks")
+    projects = Projects(mirror, locks)
+    await projects.start()
+    networks = Networks(
+        host=host, mirror=mirror, projects=projects, locks=locks, events=events, directory=directory / "networks"
+    )
     hotplug = Hotplug(host)
     return Devices(Parts(host, pools, networks, runtime, hotplug, daemon_id(directory))), hotplug
 

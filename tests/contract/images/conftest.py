@@ -15,6 +15,8 @@ from flexd.operations.events import Events
 from flexd.operations.journal import Journal
 from flexd.operations.locks import Locks
 from flexd.operations.operations import Operations
+from flexd.projects.projects import Projects
+from flexd.projects.record import ProjectRecord
 from flexd.store.mirror import StoreMirror
 from flexd.store.sqlite import SqliteStore
 from tests.contract.images.house import House
@@ -38,6 +40,9 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
     async def delete_unpacked(fingerprint: str) -> None:
         unlinked.append(fingerprint)
 
+    projects = Projects(mirror, Locks())
+    await projects.start()
+    await projects.documents.create(("other",), ProjectRecord("other", config={"features.images": "true"}))
     images = Images(
         host=host,
         mirror=mirror,
@@ -47,6 +52,7 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
         events=events,
         directory=tmp_path / "images",
         delete_unpacked=delete_unpacked,
+        projects=projects,
         settings=lambda name: settings.get(name, default_settings(name)),
         patience=IMPATIENT,
     )

@@ -21,10 +21,10 @@ STARTED = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def upkeep(house: House) -> Upkeep:
-    def settings(name: str) -> str:
+    def setting(_project: str, name: str) -> str:
         return house.settings.get(name, default_settings(name))
 
-    return Upkeep(images=house.images, operations=house.operations, settings=settings, started_at=STARTED)
+    return Upkeep(images=house.images, operations=house.operations, setting=setting, started_at=STARTED)
 
 
 async def test_updates_come_at_their_time(house: House, tree: Tree) -> None:

@@ -11,6 +11,7 @@ from flexd.host.fake.host import FakeHost
 from flexd.network.networks import Networks
 from flexd.operations.events import Events
 from flexd.operations.locks import Locks
+from flexd.projects.projects import Projects
 from flexd.store.contract import Delete, Entry, If, Put, RevisionConflict
 
 DONE = Completed(0, b"", b"")
@@ -75,8 +76,15 @@ async def daemon(
     host: Host, mirror: MemoryMirror, directory: Path, events: Events | None = None
 ) -> AsyncIterator[Networks]:
     """The service from the daemon's start to its stop, which may be a crash."""
+    projects = Projects(mirror, Locks())
+    await projects.start()
     networks = Networks(
-        host=host, mirror=mirror, locks=Locks(), events=events or Events(), directory=directory / "networks"
+        host=host,
+        mirror=mirror,
+        projects=projects,
+        locks=Locks(),
+        events=events or Events(),
+        directory=directory / "networks",
     )
     await networks.start()
     try:

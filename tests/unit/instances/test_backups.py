@@ -345,7 +345,7 @@ async def test_an_archive_cut_off_leaves_nothing(home: House):
 
 async def _publish(home: House, kind: str = "instance", name: str = "c1", **fields: object) -> str:
     post = ImagesPost(source=ImagesPostSource(type=kind, name=name), **{"compression_algorithm": "none", **fields})
-    operation = await home.daemon.publishing.publish(PROJECT, post)
+    operation = await home.daemon.publishing.publish(PROJECT, PROJECT, post)
     await home.done(operation)
     fingerprint: str = operation.metadata["fingerprint"]
     return fingerprint

@@ -10,6 +10,8 @@ import pytest
 from flexd.instances.record import InstanceRecord, ProfileRecord
 from flexd.instances.registry import Registry
 from flexd.instances.volume_users import VolumeUsers
+from flexd.operations.locks import Locks
+from flexd.projects.projects import Projects
 from flexd.storage.contract import VolumeRecord
 from flexd.store.mirror import StoreMirror
 from flexd.store.sqlite import SqliteStore
@@ -23,7 +25,9 @@ OTHER = {"type": "disk", "pool": "q", "source": "data", "path": "/other"}
 async def registry(tmp_path: Path) -> AsyncIterator[Registry]:
     store = await SqliteStore.open(tmp_path / "store.db")
     mirror = await StoreMirror.open(store)
-    registry = Registry(mirror)
+    projects = Projects(mirror, Locks())
+    await projects.start()
+    registry = Registry(mirror, projects)
     profile = msgspec.convert({"name": "shared", "devices": {"data": DISK}}, ProfileRecord)
     await registry.profiles.create(("default", "shared"), profile)
     entries: dict[str, dict[str, object]] = {
@@ -41,7 +45,9 @@ async def registry(tmp_path: Path) -> AsyncIterator[Registry]:
 
 async def test_running_users(registry: Registry) -> None:
     running = {"own", "by-profile", "nobody"}
-    users = VolumeUsers(registry=registry, is_running=lambda record: record.name in running)
+    users = VolumeUsers(
+        registry=registry, projects=registry._projects, is_running=lambda record: record.name in running
+    )
     assert users.running(DATA) == ["/1.0/instances/by-profile", "/1.0/instances/own"]
     running.clear()
     assert users.running(DATA) == []
@@ -49,7 +55,7 @@ async def test_running_users(registry: Registry) -> None:
 
 
 async def test_devices_follow(registry: Registry) -> None:
-    users = VolumeUsers(registry=registry, is_running=lambda _record: False)
+    users = VolumeUsers(registry=registry, projects=registry._projects, is_running=lambda _record: False)
     new = msgspec.structs.replace(DATA, name="more", pool="r")
     for _ in range(2):
         await users.rewrite(DATA, new)

@@ -141,13 +141,14 @@ async def test_profiles_from_creation_to_deletion(client: Client) -> None:
     assert (await client.call("GET", "/1.0/profiles")).metadata == ["/1.0/profiles/default"]
 
 
-async def test_the_default_project_is_shown_and_cannot_be_changed(client: Client) -> None:
+async def test_the_default_project_is_shown_and_cannot_go(client: Client) -> None:
     assert (await client.call("GET", "/1.0/projects")).metadata == ["/1.0/projects/default"]
     shown = (await client.call("GET", "/1.0/projects?recursion=1")).metadata[0]
     assert shown["config"]["features.networks"] == "true"
     assert "/1.0/profiles/default" in shown["used_by"]
     assert (await client.call("GET", "/1.0/projects/nope")).error == "Project not found"
-    assert (await client.call("POST", "/1.0/projects", {"name": "p"})).status == 501
+    assert (await client.call("DELETE", "/1.0/projects/default")).status == 403
+    assert (await client.call("POST", "/1.0/projects/default", {"name": "p"})).status == 403
     state = (await client.call("GET", "/1.0/projects/default/state")).metadata
     assert state["resources"]["instances"] == {"Limit": -1, "Usage": 0}
 

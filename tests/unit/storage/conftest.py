@@ -13,6 +13,9 @@ from flexd.operations.events import Events, Subscription
 from flexd.operations.journal import Journal
 from flexd.operations.locks import Locks
 from flexd.operations.operations import Operation, Operations
+from flexd.projects.keys import NEW_FEATURES
+from flexd.projects.projects import Projects
+from flexd.projects.record import ProjectRecord
 from flexd.storage.contract import VolumeRecord
 from flexd.storage.pools import Pools
 from flexd.storage.volume_snapshots import VolumeSnapshots
@@ -40,10 +43,16 @@ class Daemon:
         parts = {"mirror": self.mirror, "journal": self.journal, "locks": Locks(), "events": self.events}
         self.pools = Pools(host=self.host, directory=self.directory / "storage-pools", **parts)
         self.operations = Operations(self.events)
-        self.volumes = Volumes(pools=self.pools, operations=self.operations, **parts)
+        self.projects = Projects(self.mirror, parts["locks"])
+        await self.projects.start()
+        if not self.projects.has("web"):
+            features = dict.fromkeys(NEW_FEATURES, "true")
+            await self.projects.documents.create(("web",), ProjectRecord("web", config=features))
+        self.volumes = Volumes(pools=self.pools, projects=self.projects, operations=self.operations, **parts)
         self.snapshots = VolumeSnapshots(
             volumes=self.volumes,
             pools=self.pools,
+            projects=self.projects,
             mirror=self.mirror,
             journal=self.journal,
             operations=self.operations,

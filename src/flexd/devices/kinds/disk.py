@@ -132,9 +132,9 @@ class Disk(Kind, type="disk"):
         return not is_true(config.get("optional"))
 
     def _volume(self, context: DeviceContext) -> VolumeRef:
-        """The custom volume behind the entry. They belong to the project of their instance."""
+        """The custom volume behind the entry: one of those that the instance's project uses."""
         config = context.config
-        return VolumeRef(config["pool"], "custom", storage_name(context.project, config["source"]))
+        return VolumeRef(config["pool"], "custom", storage_name(context.volume_project, config["source"], "custom"))
 
     def _mount_point(self, context: DeviceContext) -> Path:
         return context.directory / f"disk.{quote(context.device, safe='')}"

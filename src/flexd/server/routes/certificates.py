@@ -19,7 +19,7 @@ from flexd.server.endpoint import Endpoint
 from flexd.server.network_keys import TOKEN_EXPIRY, TRUST_PASSWORD
 from flexd.server.tokens import decode_token
 from flexd.server.transport import tls_of
-from flexd.server.trust import URL, CertificateRecord, check_kind, check_projects
+from flexd.server.trust import URL, CertificateRecord, check_kind
 
 
 def _visible(call: Call, fingerprint: str) -> bool:
@@ -41,7 +41,7 @@ async def add_certificate(call: Call) -> web.Response:
     if not call.caller.is_admin:
         return await _join(call, post)
     kind = check_kind(post.type)
-    check_projects(post.projects)
+    call.services.certificates.check_projects(post.projects)
     if post.token:
         if kind != "client":
             raise BadRequest("Tokens can only be issued for client certificates")

@@ -14,48 +14,50 @@ _URL = "/1.0/images/aliases"
 
 
 def _editable(call: Call) -> ImageAliasesEntryPut:
-    return narrow(call.services.images.show_alias(call.project, call.param("name")), ImageAliasesEntryPut)
+    return narrow(call.services.images.show_alias(call.owner("images"), call.param("name")), ImageAliasesEntryPut)
 
 
 async def list_aliases(call: Call) -> web.Response:
     images = call.services.images
-    return list_response(call, _URL, images.alias_names, images.aliases)
+    return list_response(call, _URL, images.alias_names, images.aliases, feature="images")
 
 
 async def create_alias(call: Call) -> web.Response:
     post = await call.body(ImageAliasesPost)
-    await call.services.images.create_alias(call.project, post)
-    return responses.created(object_url(_URL, post.name, call.project))
+    await call.services.images.create_alias(call.owner("images"), post)
+    return responses.created(object_url(_URL, post.name, call.owner("images")))
 
 
 async def show_alias(call: Call) -> web.Response:
     """To those who are not trusted: only names of public images."""
     name, public_only = call.param("name"), not call.caller.trusted
-    alias = call.services.images.show_alias(call.project, name, public_only=public_only)
+    alias = call.services.images.show_alias(call.owner("images"), name, public_only=public_only)
     return responses.sync(alias, editable=narrow(alias, ImageAliasesEntryPut))
 
 
 async def replace_alias(call: Call) -> web.Response:
     call.check_etag(_editable(call))
-    await call.services.images.update_alias(call.project, call.param("name"), await call.body(ImageAliasesEntryPut))
+    await call.services.images.update_alias(
+        call.owner("images"), call.param("name"), await call.body(ImageAliasesEntryPut)
+    )
     return responses.empty()
 
 
 async def patch_alias(call: Call) -> web.Response:
     current = _editable(call)
     call.check_etag(current)
-    await call.services.images.update_alias(call.project, call.param("name"), await call.patched(current))
+    await call.services.images.update_alias(call.owner("images"), call.param("name"), await call.patched(current))
     return responses.empty()
 
 
 async def rename_alias(call: Call) -> web.Response:
     post = await call.body(ImageAliasesEntryPost)
-    await call.services.images.rename_alias(call.project, call.param("name"), post)
-    return responses.created(object_url(_URL, post.name, call.project))
+    await call.services.images.rename_alias(call.owner("images"), call.param("name"), post)
+    return responses.created(object_url(_URL, post.name, call.owner("images")))
 
 
 async def delete_alias(call: Call) -> web.Response:
-    await call.services.images.delete_alias(call.project, call.param("name"))
+    await call.services.images.delete_alias(call.owner("images"), call.param("name"))
     return responses.empty()
 
 

@@ -5,6 +5,7 @@ import secrets
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 from aiohttp import web
 from aiohttp.multipart import BodyPartReader
@@ -26,19 +27,21 @@ _PUBLIC = frozenset({"GET"})  # of public images, and by secret
 
 
 def _editable(call: Call) -> ImagePut:
-    return narrow(call.services.images.show(call.project, call.param("fingerprint")), ImagePut)
+    return narrow(call.services.images.show(call.owner("images"), call.param("fingerprint")), ImagePut)
 
 
 def _check_readable(call: Call) -> None:
     """Those who are not trusted see public images, and with a secret of `POST images/FP/secret` one that is not."""
     if not call.caller.trusted:
-        call.services.images.check_readable(call.project, call.param("fingerprint"), call.query("secret"))
+        call.services.images.check_readable(call.owner("images"), call.param("fingerprint"), call.query("secret"))
 
 
 async def list_images(call: Call) -> web.Response:
     images, public_only = call.services.images, not call.caller.trusted
     names = partial(images.fingerprints, public_only=public_only)
-    return list_response(call, _URL, names, partial(images.show_all, public_only=public_only), key="fingerprint")
+    return list_response(
+        call, _URL, names, partial(images.show_all, public_only=public_only), key="fingerprint", feature="images"
+    )
 
 
 async def create_image(call: Call) -> web.Response:
@@ -58,7 +61,9 @@ async def _accept_push(call: Call) -> web.Response:
     multipart = call.request.content_type.startswith("multipart/")
     body = _parts(call.request) if multipart else call.request.content.iter_any()
     body = _once_let_in(call, body)
-    operation, secret = await call.services.images.create_from_push(call.project, body, headers, multipart=multipart)
+    operation, secret = await call.services.images.create_from_push(
+        call.owner("images"), body, headers, multipart=multipart
+    )
     operation.allow_wait(secret)
     return responses.background(operation.render())
 
@@ -72,7 +77,9 @@ async def _once_let_in(call: Call, body: AsyncIterator[Any]) -> AsyncIterator[An
 
 async def _upload_parts(call: Call) -> Operation:
     headers = parse_upload_headers(call.request.headers)
-    return await call.services.images.create_from_upload(call.project, _parts(call.request), headers, multipart=True)
+    return await call.services.images.create_from_upload(
+        call.owner("images"), _parts(call.request), headers, multipart=True
+    )
 
 
 async def _upload_or_fetch(call: Call) -> Operation:
@@ -85,10 +92,20 @@ async def _upload_or_fetch(call: Call) -> Operation:
     if first.lstrip()[:1] == b"{":
         post = decode(await _rest(call.request, first), ImagesPost)
         if post.source is not None and post.source.type in KINDS:
-            return await call.services.publishing.publish(post.source.project or call.project, post)
-        return await images.create_from_source(call.project, post)
+            source = post.source.project or call.project
+            call.check_allowed(source)
+            return await call.services.publishing.publish(source, call.owner("images"), post)
+        _check_server(call, post)
+        return await images.create_from_source(call.owner("images"), post)
     headers = parse_upload_headers(call.request.headers)
-    return await images.create_from_upload(call.project, _chunks(call.request, first), headers, multipart=False)
+    return await images.create_from_upload(call.owner("images"), _chunks(call.request, first), headers, multipart=False)
+
+
+def _check_server(call: Call, post: ImagesPost) -> None:
+    """`restricted.images.servers`."""
+    for url in (post.source.server, post.source.url) if post.source is not None else ():
+        if url:
+            call.services.projects.check_image_server(call.project, urlsplit(url).hostname or url)
 
 
 async def _rest(request: web.Request, first: bytes) -> bytes:
@@ -122,25 +139,25 @@ async def _part_chunks(part: BodyPartReader) -> AsyncIterator[bytes]:
 
 async def show_image(call: Call) -> web.Response:
     _check_readable(call)
-    image = call.services.images.show(call.project, call.param("fingerprint"))
+    image = call.services.images.show(call.owner("images"), call.param("fingerprint"))
     return responses.sync(image, editable=narrow(image, ImagePut))
 
 
 async def replace_image(call: Call) -> web.Response:
     call.check_etag(_editable(call))
-    await call.services.images.update(call.project, call.param("fingerprint"), await call.body(ImagePut))
+    await call.services.images.update(call.owner("images"), call.param("fingerprint"), await call.body(ImagePut))
     return responses.empty()
 
 
 async def patch_image(call: Call) -> web.Response:
     current = _editable(call)
     call.check_etag(current)
-    await call.services.images.update(call.project, call.param("fingerprint"), await call.patched(current))
+    await call.services.images.update(call.owner("images"), call.param("fingerprint"), await call.patched(current))
     return responses.empty()
 
 
 async def delete_image(call: Call) -> web.Response:
-    operation = await call.services.images.delete(call.project, call.param("fingerprint"))
+    operation = await call.services.images.delete(call.owner("images"), call.param("fingerprint"))
     return responses.background(operation.render())
 
 
@@ -148,7 +165,7 @@ async def export_image(call: Call) -> web.StreamResponse:
     """The file as it came in; a split image as multipart/form-data."""
     _check_readable(call)
     images = call.services.images
-    files = await images.export_files(call.project, call.param("fingerprint"))
+    files = await images.export_files(call.owner("images"), call.param("fingerprint"))
     if files.rootfs is None:
         response = await send_path(call.request, files.metadata, files.metadata_name)
     else:
@@ -171,16 +188,18 @@ def _reached_the_end(response: web.StreamResponse) -> bool:
 async def push_image(call: Call) -> web.Response:
     """Send it to the server that gave out the secret (`lxc image copy --mode push`)."""
     post = await call.body(ImageExportPost)
-    operation = await call.services.images.push(call.project, call.param("fingerprint"), post)
+    operation = await call.services.images.push(call.owner("images"), call.param("fingerprint"), post)
     return responses.background(operation.render())
 
 
 async def refresh_image(call: Call) -> web.Response:
-    return responses.background(call.services.images.refresh(call.project, call.param("fingerprint")).render())
+    return responses.background(call.services.images.refresh(call.owner("images"), call.param("fingerprint")).render())
 
 
 async def create_secret(call: Call) -> web.Response:
-    return responses.background(call.services.images.issue_secret(call.project, call.param("fingerprint")).render())
+    return responses.background(
+        call.services.images.issue_secret(call.owner("images"), call.param("fingerprint")).render()
+    )
 
 
 ENDPOINTS = (

@@ -48,13 +48,21 @@ async def list_instances(call: Call) -> web.Response:
     return list_response(call, url, instances.names, instances.show_all)
 
 
+def _check_target(call: Call) -> None:
+    if call.query("target"):
+        call.services.projects.check_target(call.project, call.query("target"))
+
+
 async def create_instance(call: Call) -> web.Response:
+    _check_target(call)
     if call.request.headers.get("Content-Type") == "application/octet-stream":
         given = {name: call.header(name) or "" for name in ("name", "pool", "devices", "config")}
         body = call.request.content.iter_any()
         imported = await call.services.backup_import.create(call.project, body, parse_overrides(given))
         return responses.background(imported.render())
     post = await call.body(InstancesPost)
+    if post.source.project and post.source.type == "copy":
+        call.check_allowed(post.source.project)
     operation = await call.services.instances.create(call.project, post)
     return responses.background(operation.render())
 
@@ -94,6 +102,9 @@ async def patch_instance(call: Call) -> web.Response:
 
 async def rename_instance(call: Call) -> web.Response:
     post = await call.body(InstancePost)
+    _check_target(call)
+    if post.project:
+        call.check_allowed(post.project)
     name, services = instance_name(call), call.services
     if post.migration and not (post.pool or post.project):
         operation = services.migration_source.start(call.project, name, post)

@@ -14,46 +14,46 @@ _URL = "/1.0/profiles"
 
 
 def _editable(call: Call) -> ProfilePut:
-    return narrow(call.services.profiles.show(call.project, call.param("name")), ProfilePut)
+    return narrow(call.services.profiles.show(call.owner("profiles"), call.param("name")), ProfilePut)
 
 
 async def list_profiles(call: Call) -> web.Response:
     profiles = call.services.profiles
-    return list_response(call, _URL, profiles.names, profiles.show_all)
+    return list_response(call, _URL, profiles.names, profiles.show_all, feature="profiles")
 
 
 async def create_profile(call: Call) -> web.Response:
     post = await call.body(ProfilesPost)
-    await call.services.profiles.create(call.project, post)
-    return responses.created(object_url(_URL, post.name, call.project))
+    await call.services.profiles.create(call.owner("profiles"), post)
+    return responses.created(object_url(_URL, post.name, call.owner("profiles")))
 
 
 async def show_profile(call: Call) -> web.Response:
-    profile = call.services.profiles.show(call.project, call.param("name"))
-    return responses.sync(profile, editable=narrow(profile, ProfilePut))
+    profile = call.services.profiles.show(call.owner("profiles"), call.param("name"))
+    return responses.sync(call.shown(profile), editable=narrow(profile, ProfilePut))
 
 
 async def replace_profile(call: Call) -> web.Response:
     call.check_etag(_editable(call))
-    await call.services.profiles.update(call.project, call.param("name"), await call.body(ProfilePut))
+    await call.services.profiles.update(call.owner("profiles"), call.param("name"), await call.body(ProfilePut))
     return responses.empty()
 
 
 async def patch_profile(call: Call) -> web.Response:
     current = _editable(call)
     call.check_etag(current)
-    await call.services.profiles.update(call.project, call.param("name"), await call.patched(current))
+    await call.services.profiles.update(call.owner("profiles"), call.param("name"), await call.patched(current))
     return responses.empty()
 
 
 async def rename_profile(call: Call) -> web.Response:
     post = await call.body(ProfilePost)
-    await call.services.profiles.rename(call.project, call.param("name"), post)
-    return responses.created(object_url(_URL, post.name, call.project))
+    await call.services.profiles.rename(call.owner("profiles"), call.param("name"), post)
+    return responses.created(object_url(_URL, post.name, call.owner("profiles")))
 
 
 async def delete_profile(call: Call) -> web.Response:
-    await call.services.profiles.delete(call.project, call.param("name"))
+    await call.services.profiles.delete(call.owner("profiles"), call.param("name"))
     return responses.empty()
 
 

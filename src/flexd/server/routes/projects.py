@@ -1,76 +1,90 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`/1.0/projects`: the default project, which cannot be changed."""
+"""`/1.0/projects`."""
 
 from aiohttp import web
 
-from flexd.api.errors import Forbidden, NotFound, NotSupported
-from flexd.api.project import ProjectPut, ProjectState, ProjectStateResource
+from flexd.api.errors import Forbidden
+from flexd.api.project import ProjectPost, ProjectPut, ProjectsPost
 from flexd.server import responses
 from flexd.server.call import Call
 from flexd.server.decode import narrow
 from flexd.server.endpoint import Endpoint
-from flexd.server.listing import list_response, object_url
-from flexd.server.projects import PROJECTS, show_project
+from flexd.server.listing import object_url
 
 _URL = "/1.0/projects"
-_UNLIMITED = -1
 
 
 def _name(call: Call) -> str:
     name = call.param("name")
     if not call.caller.may_use(name):
         raise Forbidden("not authorized")
-    if name not in PROJECTS:
-        raise NotFound("Project not found")
     return name
 
 
-def _used_by(call: Call, project: str) -> list[str]:
-    services = call.services
-    collections = {
-        "/1.0/instances": services.instances.names(project),
-        "/1.0/profiles": services.profiles.names(project),
-        "/1.0/images": services.images.fingerprints(project),
-        "/1.0/networks": services.networks.names(project),
-    }
-    return [object_url(url, name, project) for url, names in collections.items() for name in names]
-
-
 async def list_projects(call: Call) -> web.Response:
-    names = [name for name in PROJECTS if call.caller.may_use(name)]
-    return list_response(
-        call,
-        _URL,
-        lambda _project: names,
-        lambda _project: [show_project(name, _used_by(call, name)) for name in names],
-    )
+    """Whatever project the request names."""
+    service = call.services.project_service
+    names = [name for name in service.names() if call.caller.may_use(name)]
+    if not call.recursion and not call.filter.clauses:
+        return responses.sync([object_url(_URL, name) for name in names])
+    found = call.filter.apply([service.show(name) for name in names])
+    return responses.sync(found if call.recursion else [object_url(_URL, project.name) for project in found])
 
 
-async def show_one(call: Call) -> web.Response:
-    name = _name(call)
-    project = show_project(name, _used_by(call, name))
+async def create_project(call: Call) -> web.Response:
+    post = await call.body(ProjectsPost)
+    await call.services.project_service.create(post)
+    return responses.created(object_url(_URL, post.name))
+
+
+async def show_project(call: Call) -> web.Response:
+    project = call.services.project_service.show(_name(call))
     return responses.sync(project, editable=narrow(project, ProjectPut))
 
 
+def _editable(call: Call) -> ProjectPut:
+    return narrow(call.services.project_service.show(_name(call)), ProjectPut)
+
+
+async def replace_project(call: Call) -> web.Response:
+    call.check_etag(_editable(call))
+    await call.services.project_service.update(_name(call), await call.body(ProjectPut))
+    return responses.empty()
+
+
+async def patch_project(call: Call) -> web.Response:
+    current = _editable(call)
+    call.check_etag(current)
+    await call.services.project_service.update(_name(call), await call.patched(current))
+    return responses.empty()
+
+
+async def rename_project(call: Call) -> web.Response:
+    post = await call.body(ProjectPost)
+    return responses.background(call.services.project_service.rename(_name(call), post).render())
+
+
+async def delete_project(call: Call) -> web.Response:
+    await call.services.project_service.delete(_name(call))
+    return responses.empty()
+
+
 async def show_state(call: Call) -> web.Response:
-    """Usage of what is counted; nothing is limited in the default project."""
-    name = _name(call)
-    usage = {
-        "containers": len(call.services.instances.names(name)),
-        "instances": len(call.services.instances.names(name)),
-        "networks": len(call.services.networks.names(name)),
-        "virtual-machines": 0,
-    }
-    resources = {kind: ProjectStateResource(Limit=_UNLIMITED, Usage=count) for kind, count in usage.items()}
-    return responses.sync(ProjectState(resources=resources))
-
-
-async def refuse(_call: Call) -> web.Response:
-    raise NotSupported('This server has one project, "default", which cannot be changed')
+    """What it is limited in and uses (extension: project_usage)."""
+    return responses.sync(call.services.project_service.state(_name(call)))
 
 
 ENDPOINTS = (
-    Endpoint(_URL, {"GET": list_projects, "POST": refuse}),
-    Endpoint(_URL + "/{name}", {"GET": show_one, "PUT": refuse, "PATCH": refuse, "POST": refuse, "DELETE": refuse}),
+    Endpoint(_URL, {"GET": list_projects, "POST": create_project}),
+    Endpoint(
+        _URL + "/{name}",
+        {
+            "GET": show_project,
+            "PUT": replace_project,
+            "PATCH": patch_project,
+            "POST": rename_project,
+            "DELETE": delete_project,
+        },
+    ),
     Endpoint(_URL + "/{name}/state", {"GET": show_state}),
 )

@@ -20,7 +20,7 @@ def _editable(call: Call) -> StoragePoolPut:
 
 def _shown(call: Call, pool: StoragePool) -> StoragePool:
     """Where a pool lies on the host is not for certificates that are restricted to projects, as in LXD."""
-    return pool if call.caller.is_admin else msgspec.structs.replace(pool, config={})
+    return pool if call.caller.is_admin else call.shown(msgspec.structs.replace(pool, config={}))
 
 
 async def list_pools(call: Call) -> web.Response:

@@ -13,6 +13,7 @@ from flexd.server.call import Call
 from flexd.server.decode import narrow
 from flexd.server.endpoint import Endpoint
 from flexd.server.listing import object_url
+from flexd.server.volume_path import volume_where
 
 _URL = "/1.0/storage-pools/{pool}/volumes"
 
@@ -26,20 +27,18 @@ def _url(call: Call, kind: str, name: str, project: str) -> str:
     return object_url(folder, volume, project)
 
 
-def _where(call: Call) -> tuple[str, str, str, str]:
-    return call.param("pool"), call.param("type"), call.project, call.param("name")
-
-
 def _editable(call: Call) -> StorageVolumePut:
-    return narrow(call.services.volumes.show(*_where(call)), StorageVolumePut)
+    return narrow(call.services.volumes.show(*volume_where(call)), StorageVolumePut)
 
 
 async def list_volumes(call: Call) -> web.Response:
     """Of all types, or of the one in the path."""
     kind = call.request.match_info.get("type")
-    found: list[StorageVolume] = []
-    for project in call.projects:
-        found += call.filter.apply(call.services.volumes.show_all(call.param("pool"), project, kind))
+    everything: dict[tuple[str, str, str], StorageVolume] = {}
+    for project in call.projects:  # several may use the same custom volumes
+        volumes = call.filter.apply(call.services.volumes.show_all(call.param("pool"), project, kind))
+        everything |= {(volume.type, volume.project, volume.name): volume for volume in volumes}
+    found = [call.shown(volume) for volume in everything.values()]
     if call.recursion:
         return responses.sync(found)
     return responses.sync([_url(call, volume.type, volume.name, volume.project) for volume in found])
@@ -53,7 +52,11 @@ async def create_volume(call: Call) -> web.Response:
     post = await call.body(StorageVolumesPost)
     if kind is not None:
         post = msgspec.structs.replace(post, type=kind)
-    operation = await call.services.volumes.create(call.param("pool"), call.project, post)
+    source = post.source.project or call.project
+    call.check_allowed(source)
+    source = call.services.projects.owner(source, "storage.volumes")
+    post = msgspec.structs.replace(post, source=msgspec.structs.replace(post.source, project=source))
+    operation = await call.services.volumes.create(call.param("pool"), call.owner("storage.volumes"), post)
     return responses.empty() if operation is None else responses.background(operation.render())
 
 
@@ -63,47 +66,51 @@ async def _import_volume(call: Call, kind: str) -> web.Response:
     if kind != "custom" or content != "iso":
         raise BadRequest(f'Failed importing storage volume "{name}": content of type "{content}" is not supported')
     body = call.request.content.iter_any()
-    operation = await call.services.volumes.import_iso(call.param("pool"), call.project, name, body)
+    operation = await call.services.volumes.import_iso(call.param("pool"), call.owner("storage.volumes"), name, body)
     return responses.background(operation.render())
 
 
 async def show_volume(call: Call) -> web.Response:
-    volume = call.services.volumes.show(*_where(call))
-    return responses.sync(volume, editable=narrow(volume, StorageVolumePut))
+    volume = call.services.volumes.show(*volume_where(call))
+    return responses.sync(call.shown(volume), editable=narrow(volume, StorageVolumePut))
 
 
 async def replace_volume(call: Call) -> web.Response:
     call.check_etag(_editable(call))
     put = await call.body(StorageVolumePut)
     if put.restore:
-        await call.services.volume_snapshots.restore(_where(call), put.restore)
+        await call.services.volume_snapshots.restore(volume_where(call), put.restore)
     else:
-        await call.services.volumes.update(*_where(call), put)
+        await call.services.volumes.update(*volume_where(call), put)
     return responses.empty()
 
 
 async def patch_volume(call: Call) -> web.Response:
     current = _editable(call)
     call.check_etag(current)
-    await call.services.volumes.update(*_where(call), await call.patched(current))
+    await call.services.volumes.update(*volume_where(call), await call.patched(current))
     return responses.empty()
 
 
 async def rename_volume(call: Call) -> web.Response:
     post = await call.body(StorageVolumePost)
-    operation = await call.services.volumes.rename(*_where(call), post)
+    if post.project:
+        call.check_allowed(post.project)
+        target = call.services.projects.owner(post.project, "storage.volumes")
+        post = msgspec.structs.replace(post, project=target)
+    operation = await call.services.volumes.rename(*volume_where(call), post)
     if operation is not None:
         return responses.background(operation.render())
-    return responses.created(_url(call, call.param("type"), post.name, call.project))
+    return responses.created(_url(call, call.param("type"), post.name, volume_where(call)[2]))
 
 
 async def delete_volume(call: Call) -> web.Response:
-    await call.services.volumes.delete(*_where(call))
+    await call.services.volumes.delete(*volume_where(call))
     return responses.empty()
 
 
 async def show_state(call: Call) -> web.Response:
-    return responses.sync(await call.services.volumes.state(*_where(call)))
+    return responses.sync(await call.services.volumes.state(*volume_where(call)))
 
 
 ENDPOINTS = (
