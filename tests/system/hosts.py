@@ -117,6 +117,7 @@ class Host(Machine):
         return [pid for pid in _family(self._anchor.pid) if pid != self._anchor.pid]
 
     def _sweep(self) -> None:
+        """What is left goes with the namespaces."""
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
             self._process.wait()
@@ -280,7 +281,7 @@ class Hosts:
                 self.mend(host)
             try:
                 left += host.stop()
-            except (AssertionError, ApiError, OSError) as error:
+            except (AssertionError, ApiError, OSError, subprocess.SubprocessError) as error:
                 left.append(f"{host.name}: {error}")
         for process in filter(None, (self._dhcp, self._anchor)):
             process.kill()
