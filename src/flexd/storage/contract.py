@@ -232,6 +232,11 @@ class Driver(Protocol):
         where that would be a whole copy (dir, custom volumes) it is the volume itself, as it changes."""
         ...
 
+    def changing_view(self, kind: VolumeKind, name: str, idmap: IdMap) -> AbstractAsyncContextManager[Path]:
+        """As `view`, of the volume itself while somebody goes on writing to it; nothing is copied for it. What changes
+        meanwhile may or may not be seen: a later view, when nobody writes, shows all of it."""
+        ...
+
     async def settle(self) -> None:
         """Wait for the removals that are under way."""
         ...

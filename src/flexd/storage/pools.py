@@ -413,6 +413,10 @@ class Pools:
         has them, which is what backups and images want."""
         return self.driver(ref.pool).view(ref.kind, ref.name, idmap, snapshot=snapshot, live=live)
 
+    def changing_view(self, ref: VolumeRef, idmap: IdMap) -> AbstractAsyncContextManager[Path]:
+        """A volume in use, as it changes; nothing is copied for it."""
+        return self.driver(ref.pool).changing_view(ref.kind, ref.name, idmap)
+
     async def copy(
         self,
         source: VolumeRef,

@@ -229,6 +229,19 @@ class SnapshotDriver(DirectoryDriver):
             finally:
                 await self._close_view(target)
 
+    @asynccontextmanager
+    async def changing_view(self, kind: VolumeKind, name: str, idmap: IdMap) -> AsyncIterator[Path]:
+        target = self._directory / f"{_VIEW_PREFIX}{secrets.token_hex(8)}"
+        async with self._at_work(kind, name) as volume:
+            content = self._pin(str(volume.relative_to(self._directory)))
+        async with self._letting_go(content):
+            await asyncio.to_thread(target.mkdir, mode=0o700)
+            try:
+                await self._show(kind, content, target, idmap)
+                yield target
+            finally:
+                await self._close_view(target)
+
     # --- what the base class does, with snapshots ---
 
     async def mount_pool(self) -> None:

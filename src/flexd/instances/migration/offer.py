@@ -67,6 +67,13 @@ class Answer(Struct):
     listing: bool = False
 
 
+class Phase(Struct):
+    """What the source, if it is one of ours, does next on the other channels: "files" once more (what has changed since
+    the last pass), something that a live migration needs, or nothing: "done"."""
+
+    what: str
+
+
 def read_offer(header: Header) -> Offer | None:
     """None: the source is no flexd, or one that speaks only other versions of this."""
     found = _decoded(header, Offer)

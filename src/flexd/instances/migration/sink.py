@@ -6,7 +6,7 @@ short goes on where it was. Nothing that the source sends is trusted.
 """
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -26,9 +26,9 @@ from flexd.instances.lifecycle import Lifecycle
 from flexd.instances.metadata import MetadataDocuments
 from flexd.instances.migration.link import Far
 from flexd.instances.migration.lxd import LxdReceiver
-from flexd.instances.migration.messages import Header
+from flexd.instances.migration.messages import BadMessage, Header
 from flexd.instances.migration.meter import Meter
-from flexd.instances.migration.offer import RSYNC_FEATURES, Answer, Offer, compare, read_offer, take_over
+from flexd.instances.migration.offer import RSYNC_FEATURES, Answer, Offer, Phase, compare, read_offer, take_over
 from flexd.instances.migration.peer import Peer
 from flexd.instances.migration.source import awaited, ending
 from flexd.instances.migration.trees import receive_tree, send_listing
@@ -93,8 +93,13 @@ class MigrationSink:
         self._events = events
         self._lxd = lxd
         self._arrivals: dict[str, Arrival] = {}
+        self._phases: dict[str, Callable[[Arrival], Awaitable[None]]] = {"files": self._files}
         journal.register("migration.receive", self._receive, self._unreceive)
         journal.register("migration.refresh", self._receive)
+
+    def on_phase(self, what: str, handler: Callable[[Arrival], Awaitable[None]]) -> None:
+        """What to do when the source announces this (`offer.Phase`)."""
+        self._phases[what] = handler
 
     async def create(self, project: str, post: InstancesPost) -> Operation:
         """Every fault that is not about what arrives is told before anything does."""
@@ -238,6 +243,17 @@ class MigrationSink:
             await self._moment(arrival, ref, snapshot, first=number == 0)
             if snapshot is not None:
                 await self._note(arrival, ref, snapshot)
+        while (phase := await arrival.peer.hear(Phase)).what != "done":
+            handler = self._phases.get(phase.what)
+            if handler is None:
+                raise BadMessage(f'the phase "{phase.what}" is not known')
+            await handler(arrival)
+
+    async def _files(self, arrival: Arrival) -> None:
+        """Another pass: what has changed at the source since the last one."""
+        ref, idmap = arrival.record.volume, current_idmap(arrival.record.config)
+        async with self._root(ref, idmap) as root:
+            await receive_tree(self._host, root, idmap, arrival.peer.fs, arrival.meter.of("changes"))
 
     async def _create_from(self, image: ImageRecord, arrival: Arrival, ref: VolumeRef, progress: Progress) -> None:
         async def unpack(target: Any) -> None:

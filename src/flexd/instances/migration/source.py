@@ -24,7 +24,7 @@ from flexd.instances.metadata import MetadataDocuments
 from flexd.instances.migration.link import Far
 from flexd.instances.migration.lxd import LxdSender
 from flexd.instances.migration.meter import Meter
-from flexd.instances.migration.offer import Dates, Offer, make_offer, read_answer
+from flexd.instances.migration.offer import Dates, Offer, Phase, make_offer, read_answer
 from flexd.instances.migration.peer import MigrationFailed, Peer
 from flexd.instances.migration.trees import receive_listing, send_tree
 from flexd.instances.record import InstanceRecord, SnapshotRecord
@@ -99,6 +99,7 @@ class MigrationSource:
                 trees = [(each.name, tree) for each, tree in still.snapshots if each.name in wanted]
                 assert still.tree is not None
                 await peer.during(send_moments(self._host, [*trees, ("", still.tree)], peer, meter, ours.listing))
+                await peer.tell(Phase("done"))
         await peer.expect_success()
 
     def _still(self, wish: Wish) -> contextlib.AbstractAsyncContextManager[Still]:

@@ -147,8 +147,10 @@ class OverlayDriver(SnapshotDriver):
     def _layers(self, content: str | None, idmap: IdMap) -> list[Layer]:
         found = []
         while content is not None:
-            place = self._directory / content
-            frozen = content.startswith(FROZEN)
+            image = content.startswith("images/")
+            # Of a volume, which a changing view shows, the layer is in a directory of its own.
+            place = self._directory / content / ("" if image or content.startswith(FROZEN) else "layer")
+            frozen = not image
             own = parse_idmap(read_fact(place, "idmap") or render_idmap(IdMap())) if frozen else IdMap()
             found.append(Layer(place / ("upper" if frozen else "rootfs"), own.translation(idmap) or None))
             content = read_fact(place, "below") if frozen else None
