@@ -470,6 +470,7 @@ class Daemon(Foundation):
         await self.guest_server.stop()
         await self.lifecycle.close()
         await self._hotplug.close()
+        await self._keeper.close()
         await self.networks.stop()
         await self.runtime.close()
         await self.pools.close()

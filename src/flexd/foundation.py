@@ -11,6 +11,7 @@ from flexd.api.units import is_true
 from flexd.devices.contract import Parts
 from flexd.devices.devices import Devices
 from flexd.devices.hotplug import Hotplug
+from flexd.devices.keeper import Keeper
 from flexd.host.contract import Host
 from flexd.images.images import Images
 from flexd.images.upkeep import Upkeep
@@ -68,7 +69,8 @@ class Foundation:
         self._compose_storage(locks)
         self._compose_networks_and_images(locks)
         self._hotplug = Hotplug(host)
-        parts = Parts(host, self.pools, self.networks, runtime, self._hotplug, daemon_id(directory))
+        self._keeper = Keeper()
+        parts = Parts(host, self.pools, self.networks, runtime, self._hotplug, self._keeper, daemon_id(directory))
         self.devices = Devices(parts)
         self.registry = Registry(mirror, self.projects)
         self._compose_projects()

@@ -78,9 +78,11 @@ def _mounts(machine: Machine) -> list[str]:
 
 
 def _groups(machine: Machine) -> Iterator[str]:
-    for top in Path("/sys/fs/cgroup").glob(f"**/{machine.group()}"):
-        for directory, _, _ in os.walk(top):
-            yield directory
+    # Not `**`: other daemons' groups come and go meanwhile.
+    for pattern in (machine.group(), f"*/{machine.group()}"):
+        for top in Path("/sys/fs/cgroup").glob(pattern):
+            for directory, _, _ in os.walk(top):
+                yield directory
 
 
 def _files(directory: Path) -> Iterator[str]:

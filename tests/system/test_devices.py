@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Devices of a running container, added, changed and removed with Debian's `lxc`."""
 
+import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -322,6 +324,8 @@ def test_a_proxy(box: Machine, tmp_path: Path) -> None:
     assert fetch() == "from inside"
     box.start()
     assert fetch() == "from inside"
+    _kill_proxy(box)
+    wait_until(lambda: fetch() == "from inside")
     device(box, "set", "web", "listen", "tcp:127.0.0.1:18081")
     assert fetch() == ""
     device(box, "set", "web", "listen", "tcp:127.0.0.1:18080")
@@ -330,6 +334,12 @@ def test_a_proxy(box: Machine, tmp_path: Path) -> None:
     assert "Address already in use" in said
     device(box, "remove", "web")
     assert fetch() == ""
+
+
+def _kill_proxy(box: Machine) -> None:
+    """As the kernel does that is out of memory."""
+    (record,) = (box.directory / "devices").glob(f"{NAME}/proxy.*")
+    os.kill(json.loads(record.read_text())["pid"], signal.SIGKILL)
 
 
 def test_a_proxy_by_nat(box: Machine) -> None:
@@ -344,6 +354,19 @@ def test_a_proxy_by_nat(box: Machine) -> None:
     device(box, "remove", "web")
     device(box, "remove", "eth0")
     assert "dnat" not in _tables(box)
+
+
+def test_a_source_that_comes_later(box: Machine, place: Path) -> None:
+    source = place / "later/data"
+    device(box, "add", "late", "disk", f"source={source}", "path=/late", "required=false")
+    assert "No such file" in sh(box, "ls /late 2>&1", check=False)
+    source.mkdir(parents=True)
+    (source / "x").write_text("here")
+    wait_until(lambda: sh(box, "cat /late/x", check=False).strip() == "here")
+    box.restart()
+    assert sh(box, "cat /late/x").strip() == "here"
+    device(box, "remove", "late")
+    assert "No such file" in sh(box, "ls /late/x 2>&1", check=False)
 
 
 def test_nodes(box: Machine) -> None:

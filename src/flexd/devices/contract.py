@@ -12,6 +12,7 @@ from flexd.api.errors import Fault
 from flexd.api.idmap import IdMap
 from flexd.api.keys import Key, check_config
 from flexd.devices.hotplug import Hotplug
+from flexd.devices.keeper import Keeper
 from flexd.host.contract import Host
 from flexd.network.networks import Networks
 from flexd.projects.record import DEFAULT_PROJECT
@@ -54,6 +55,7 @@ class Parts(Struct, frozen=True):
     networks: Networks
     runtime: Runtime
     hotplug: Hotplug
+    keeper: Keeper
     daemon_id: str  # tells this daemon's host-wide names from another's
 
 
@@ -75,7 +77,7 @@ class Kind:
 
     def __init__(self, parts: Parts) -> None:
         self.host, self.pools, self.networks = parts.host, parts.pools, parts.networks
-        self.runtime, self.hotplug = parts.runtime, parts.hotplug
+        self.runtime, self.hotplug, self.keeper = parts.runtime, parts.hotplug, parts.keeper
         self.daemon_id = parts.daemon_id
 
     def token(self, context: DeviceContext) -> str:

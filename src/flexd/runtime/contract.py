@@ -251,6 +251,10 @@ class Runtime(Protocol):
 
     async def proxy_runs(self, record: Path) -> bool: ...
 
+    async def wait_proxy(self, record: Path) -> None:
+        """Return when it has ended; at once if there is none."""
+        ...
+
     async def stop_proxy(self, record: Path) -> None:
         """End it and its connections, and remove the file; gone: no error."""
         ...

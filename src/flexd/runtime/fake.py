@@ -98,6 +98,7 @@ class FakeRuntime:
         self.ignoring_shutdown: set[str] = set()
         self.lacks: dict[str, str] = {}  # what `missing` says
         self.proxies: dict[Path, ProxySpec] = {}  # those that run, by their record
+        self._proxy_ends: dict[Path, asyncio.Event] = {}
 
     # --- what happens inside, for tests ------------------------------------------------------------------------------
 
@@ -231,12 +232,23 @@ class FakeRuntime:
     async def start_proxy(self, container: RunningContainer, spec: ProxySpec, record: Path) -> None:
         self._raise_if_failing("start_proxy", container)
         self.proxies[record] = spec
+        self._proxy_ends[record] = asyncio.Event()
 
     async def proxy_runs(self, record: Path) -> bool:
         return record in self.proxies
 
+    async def wait_proxy(self, record: Path) -> None:
+        if record in self.proxies:
+            await self._proxy_ends[record].wait()
+
+    def end_proxy(self, record: Path) -> None:
+        """For tests: its process dies."""
+        del self.proxies[record]
+        self._proxy_ends.pop(record).set()
+
     async def stop_proxy(self, record: Path) -> None:
-        self.proxies.pop(record, None)
+        if self.proxies.pop(record, None) is not None:
+            self._proxy_ends.pop(record).set()
 
     def _raise_if_failing(self, method: str, container: RunningContainer) -> None:
         error = self.failing_calls.get(method)

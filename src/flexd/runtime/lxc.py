@@ -268,6 +268,11 @@ class LxcRuntime:
         process = await asyncio.to_thread(_read_record, record)
         return process is not None and await self._host.processes.is_alive(process)
 
+    async def wait_proxy(self, record: Path) -> None:
+        process = await asyncio.to_thread(_read_record, record)
+        if process is not None:
+            await self._host.processes.wait_exit(process)
+
     async def stop_proxy(self, record: Path) -> None:
         process = await asyncio.to_thread(_read_record, record)
         if process is not None:

@@ -13,6 +13,7 @@ from flexd.api import resources as api
 from flexd.devices.contract import DeviceContext, Kind, Parts
 from flexd.devices.devices import Devices
 from flexd.devices.hotplug import Hotplug
+from flexd.devices.keeper import Keeper
 from flexd.host.contract import Completed, Host, Link, Node
 from flexd.host.fake.host import FakeHost
 from flexd.host.linux import LinuxHost
@@ -155,7 +156,7 @@ async def _devices(host: Host, runtime: Runtime, directory: Path) -> tuple[Devic
         host=host, mirror=mirror, projects=projects, locks=locks, events=events, directory=directory / "networks"
     )
     hotplug = Hotplug(host)
-    return Devices(Parts(host, pools, networks, runtime, hotplug, daemon_id(directory))), hotplug
+    return Devices(Parts(host, pools, networks, runtime, hotplug, Keeper(), daemon_id(directory))), hotplug
 
 
 def _fake_host(directory: Path) -> FakeHost:

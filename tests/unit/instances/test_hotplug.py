@@ -372,9 +372,25 @@ async def test_a_proxy(home: House, tmp_path: Path) -> None:
     home.runtime.proxies.clear()  # somebody killed it while the daemon was away
     await restart(home, tmp_path)
     assert len(home.runtime.proxies) == 1
+    home.runtime.end_proxy(next(iter(home.runtime.proxies)))
+    await _until(lambda: len(home.runtime.proxies) == 1)
     await edit(home, web=None)
     assert home.runtime.proxies == {}
     assert state(home) == before
+
+
+async def test_a_proxy_that_cannot_live_is_tried_again(home: House) -> None:
+    await edit(home, web=PROXY)
+    home.runtime.failing_calls["start_proxy"] = "Address already in use"
+    home.runtime.end_proxy(next(iter(home.runtime.proxies)))
+    await asyncio.sleep(0.35)
+    assert home.runtime.proxies == {}
+    del home.runtime.failing_calls["start_proxy"]
+    await _until(lambda: len(home.runtime.proxies) == 1)
+    home.runtime.end_proxy(next(iter(home.runtime.proxies)))
+    await edit(home, web=None)  # in between: none comes back
+    await asyncio.sleep(0.6)
+    assert home.runtime.proxies == {}
 
 
 async def test_a_proxy_starts_and_ends_with_its_instance(home: House) -> None:
@@ -548,6 +564,32 @@ async def test_a_node_made_by_hand(home: House) -> None:
     home.host.nodes.by_path[Path("/dev/late")] = Node("c", 10, 1)
     home.host.nodes.changed()
     await _until(lambda: list(home.runtime.mounts_of("c1")) == ["dev/late"])
+    await home.act("stop", force=True)
+    assert home.host.nodes.watches == []
+
+
+async def test_a_source_that_comes_later(home: House, tmp_path: Path) -> None:
+    source = tmp_path / "a/b/data"
+    await edit(home, late={"type": "disk", "source": str(source), "path": "/late", "required": "false"})
+    assert home.host.nodes.watches[0].directories == {tmp_path}
+    (tmp_path / "a").mkdir()
+    home.host.nodes.changed()
+    await _until(lambda: home.host.nodes.watches[0].directories == {tmp_path / "a"})
+    assert "late" not in home.runtime.mounts_of("c1")
+    source.mkdir(parents=True)
+    await restart(home, tmp_path)  # it came while the daemon was away
+    assert list(home.runtime.mounts_of("c1")) == ["late"]
+    await edit(home, late=None)
+    assert home.runtime.mounts_of("c1") == {}
+    assert home.host.nodes.watches == []
+
+
+async def test_a_source_that_comes_later_is_seen_at_once(home: House, tmp_path: Path) -> None:
+    source = tmp_path / "data"
+    await edit(home, late={"type": "disk", "source": str(source), "path": "/late", "optional": "true"})
+    source.write_text("a single file")
+    home.host.nodes.changed()
+    await _until(lambda: list(home.runtime.mounts_of("c1")) == ["late"])
     await home.act("stop", force=True)
     assert home.host.nodes.watches == []
 

@@ -7,6 +7,7 @@ the container binds from there.
 
 import asyncio
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
@@ -207,6 +208,7 @@ class Disk(Kind, type="disk"):
     async def stop(self, context: DeviceContext) -> None:
         if is_root(context.config):
             return
+        await self.hotplug.remove((context.runtime_name, context.device))
         point = self._mount_point(context)
         while await self.host.mounts.mounted(point):
             await self.host.mounts.unmount(point, detach=True)
@@ -214,13 +216,42 @@ class Disk(Kind, type="disk"):
         if context.config.get("pool"):
             await self.pools.unmount(self._volume(context))
 
+    # --- a source that comes later -----------------------------------------------------------------------------------
+
+    async def adopt(self, context: DeviceContext, container: RunningContainer) -> None:
+        config = context.config
+        host_path = config.get("source", "").startswith("/") and not config.get("pool")
+        if host_path and not self._required(config) and not await asyncio.to_thread(self._mount_point(context).exists):
+            await self._look_for_source(context, container)
+
+    async def _look_for_source(self, context: DeviceContext, container: RunningContainer) -> None:
+        """Give it to the container once it is there; until then watch the directory it, or one above it, will be in."""
+        source, point = Path(context.config["source"]), self._mount_point(context)
+        if await asyncio.to_thread(point.exists):
+            return  # done
+        watched: Path | None = None
+        while not await asyncio.to_thread(source.exists):
+            place = await asyncio.to_thread(_existing, source.parent)
+            if place == watched:
+                return
+            key, look = (context.runtime_name, context.device), partial(self._look_for_source, context, container)
+            self.hotplug.add(key, [place], look)
+            watched = place  # and once more: it may have come before it was watched for
+        await self.start(context)
+        for mount in (await self.run_config(context)).mounts:
+            await self.runtime.add_mount(container, mount)
+        if any(context.config.get(key) for key in throttle.KEYS):
+            await self._limit(context, container, [context.config])
+
     # --- limits ------------------------------------------------------------------------------------------------------
 
     async def activate(self, context: DeviceContext, container: RunningContainer) -> None:
         if any(context.config.get(key) for key in throttle.KEYS):
             await self._limit(context, container, [context.config])
+        await self.adopt(context, container)
 
     async def deactivate(self, context: DeviceContext, container: RunningContainer) -> None:
+        await self.hotplug.remove((context.runtime_name, context.device))
         if any(context.config.get(key) for key in throttle.KEYS):
             await self._limit(context, container, [])
 

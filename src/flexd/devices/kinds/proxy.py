@@ -3,6 +3,7 @@
 
 import ipaddress
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
@@ -131,9 +132,18 @@ class Proxy(Kind, type="proxy"):
             await self.host.firewall.replace_table("inet", f"flexd_{self.token(context)}", _nat(context.config, target))
 
     async def activate(self, context: DeviceContext, container: RunningContainer) -> None:
-        config, record = context.config, self._record(context)
-        if is_true(config.get("nat")):
+        if is_true(context.config.get("nat")):
             return
+        await self.keeper.release(_key(context))
+        await self._start_process(context, container)
+        await self._keep(context, container)
+
+    async def _keep(self, context: DeviceContext, container: RunningContainer) -> None:
+        gone = partial(self.runtime.wait_proxy, self._record(context))
+        await self.keeper.keep(_key(context), gone, partial(self._start_process, context, container))
+
+    async def _start_process(self, context: DeviceContext, container: RunningContainer) -> None:
+        config, record = context.config, self._record(context)
         await self.runtime.stop_proxy(record)
         spec = ProxySpec(
             tuple(pairs(config)),
@@ -148,17 +158,26 @@ class Proxy(Kind, type="proxy"):
         await self.runtime.start_proxy(container, spec, record)
 
     async def adopt(self, context: DeviceContext, container: RunningContainer) -> None:
-        if not is_true(context.config.get("nat")) and not await self.runtime.proxy_runs(self._record(context)):
+        if is_true(context.config.get("nat")):
+            return
+        if await self.runtime.proxy_runs(self._record(context)):
+            await self._keep(context, container)
+        else:
             await self.activate(context, container)
 
     async def stop(self, context: DeviceContext) -> None:
         if is_true(context.config.get("nat")):
             await self.host.firewall.delete_table("inet", f"flexd_{self.token(context)}")
             return
+        await self.keeper.release(_key(context))
         await self.runtime.stop_proxy(self._record(context))
         listen = parse_addresses(context.config["listen"])[0]
         if listen.kind == "unix" and listen.host.startswith("/") and context.config.get("bind") not in _INSIDE:
             await self.host.files.remove_tree(Path(listen.host))
+
+
+def _key(context: DeviceContext) -> tuple[str, str]:
+    return context.runtime_name, context.device
 
 
 def _nat_faults(
