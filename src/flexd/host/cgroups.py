@@ -19,6 +19,8 @@ _NOT_CONTROLLERS = frozenset(
 # v1 says "no limit" with the largest multiple of a page (9223372036854771712 where pages have 4 KiB).
 _NO_LIMIT = 1 << 62
 _FILE_BYTES = 4096
+# What a cgroup's owner writes to (cgroups(7), "Cgroups delegation").
+_OWNERS_FILES = frozenset({"cgroup.procs", "cgroup.threads", "cgroup.subtree_control", "tasks"})
 
 # field of CgroupStats -> file; `memory.memsw.*` counts memory and swap together.
 _V1_FILES = {
@@ -77,6 +79,10 @@ class LinuxCgroups:
         layout = await self.layout()
         for mount in hierarchies(layout):
             await self._threads.run(_remove, mount / group)
+
+    async def delegate(self, group: str) -> None:
+        for mount in hierarchies(await self.layout()):
+            await self._threads.run(_delegate, mount / group)
 
     def _file(self, layout: CgroupLayout, group: str, controller: str, file: str) -> Path:
         mount = layout.controllers.get(controller)
@@ -230,3 +236,14 @@ def _remove(top: Path) -> None:
             continue
         except OSError as error:
             raise syscalls.failure(f"remove cgroup {directory}", "rmdir", error.errno or 0) from error
+
+
+def _delegate(top: Path) -> None:
+    for directory, _, files in os.walk(top):
+        owner = os.stat(directory)
+        for name in _OWNERS_FILES.intersection(files):
+            path = os.path.join(directory, name)
+            with syscalls.naming(f"give {path} to its owner", "chown"):
+                os.chown(path, owner.st_uid, owner.st_gid)
+                if directory == os.fspath(top):  # root keeps it; its group, which the container's root is in, may write
+                    os.chmod(path, 0o664)

@@ -288,6 +288,10 @@ class Cgroups(Protocol):
         """Remove an empty cgroup and its empty children from every hierarchy."""
         ...
 
+    async def delegate(self, group: str) -> None:
+        """Let whoever owns the directory of a cgroup, or of one below it, also move processes there."""
+        ...
+
 
 # --- links -------------------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 # Numbers from 424 on are the same on all architectures that we support (asm-generic/unistd.h).
 _SYS_PIDFD_SEND_SIGNAL = 424
+_SYS_PIDFD_GETFD = 438
 _SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
 _SYS_FSOPEN = 430
@@ -285,6 +286,15 @@ def pidfd_send_signal(pidfd: int, pid: int, number: int) -> None:
     """pidfd_send_signal(2), Linux 5.1; `pid` is only for the message."""
     what = f"send signal {number} to process {pid}"
     _syscall(_SYS_PIDFD_SEND_SIGNAL, what, "pidfd_send_signal", pidfd, number, None, 0)
+
+
+def pidfd_getfd(pid: int, fd: int) -> int:
+    """A duplicate of another process's descriptor (pidfd_getfd(2), Linux 5.6); close-on-exec by itself."""
+    pidfd = pidfd_open(pid)
+    try:
+        return _syscall(_SYS_PIDFD_GETFD, f"duplicate descriptor {fd} of process {pid}", "pidfd_getfd", pidfd, fd, 0)
+    finally:
+        os.close(pidfd)
 
 
 def seccomp_action_available(action: int) -> bool:

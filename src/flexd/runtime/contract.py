@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 from msgspec import Struct, field
 
-from flexd.api.errors import Conflict, FlexdError
+from flexd.api.errors import BadRequest, Conflict, FlexdError
 from flexd.api.idmap import IdMap
 from flexd.host.contract import ProcessRef
 
@@ -22,6 +22,24 @@ class StartFailed(FlexdError):
 
 class ConsoleInUse(Conflict):
     """Someone else is attached to the console."""
+
+
+class CheckpointFailed(BadRequest):
+    """The state of a container cannot be saved; the message says why, and the container runs on."""
+
+
+class RestoreFailed(FlexdError):
+    """A saved state cannot be brought back to life here; nothing of the try stays behind."""
+
+
+class Obstacle(Struct, frozen=True):
+    """Something that keeps a running container from being saved, and what its owner can do about it."""
+
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.what} ({self.remedy})"
 
 
 class NicSpec(Struct, frozen=True):
@@ -68,6 +86,7 @@ class ContainerSpec(Struct, frozen=True):
     limit_devices: bool = False  # its cgroup says which devices it may use; always so if privileged
     apparmor_profile: str = ""
     guest_api: str = ""  # directory of the guest API's socket; empty: none
+    migratable: bool = False  # started so that its state can be saved: what systemd must be told for that
     stop_signal: str = ""
     raw: str = ""  # raw.lxc, appended last
 
@@ -111,6 +130,32 @@ class RunningContainer(Struct, frozen=True):
     init: ProcessRef
     monitor: ProcessRef
     cgroup: str  # payload cgroup relative to each hierarchy (`lxc.payload.c1`)
+
+
+class Dump(Protocol):
+    """A container whose state is saved, and which stands still: its images are complete, its files are of that moment,
+    nobody reaches it over the network. If nobody decides, because the daemon dies, it goes on."""
+
+    async def finish(self) -> None:
+        """It ends, and its peers hear nothing of it. From here on the images are all there is."""
+        ...
+
+    async def resume(self) -> None:
+        """It goes on as if nothing had been; the images stay."""
+        ...
+
+
+class Restore(Protocol):
+    """A container made from images, complete, that stands still and cannot be reached over the network. If nobody
+    decides, because the daemon dies, it ends and leaves nothing."""
+
+    async def resume(self) -> RunningContainer:
+        """It goes on where it was saved."""
+        ...
+
+    async def abort(self) -> None:
+        """It ends, as if it had never been."""
+        ...
 
 
 class Ended(Struct, frozen=True):
@@ -198,6 +243,20 @@ class Runtime(Protocol):
 
     async def start(self, spec: ContainerSpec) -> RunningContainer:
         """Start; returns when init runs. `StartFailed` if it does not, nothing stays behind then."""
+        ...
+
+    async def obstacles(self, container: RunningContainer) -> list[Obstacle]:
+        """What keeps the state of a running container from being saved, all at once."""
+        ...
+
+    async def checkpoint(self, container: RunningContainer, spec: ContainerSpec, images: Path) -> Dump:
+        """Save the state of a running container into a directory, which is made anew. `spec`: what it runs with now.
+        `CheckpointFailed` with the reason if it cannot be done; it runs on then."""
+        ...
+
+    async def restore(self, spec: ContainerSpec, images: Path) -> Restore:
+        """Make a container of saved state instead of starting one; the root is mounted, the links of `spec` are there.
+        `RestoreFailed` if it cannot be done. The images are read, also changed, and stay the caller's."""
         ...
 
     async def find(self, name: str) -> RunningContainer | None:

@@ -5,8 +5,10 @@ For tests of everything above. What happens inside a container (power off, conso
 
 import asyncio
 import errno
+import json
 import os
 import select
+import shutil
 import subprocess
 import tty
 from collections.abc import Callable, Mapping
@@ -16,13 +18,16 @@ from flexd.api.errors import BadRequest
 from flexd.api.idmap import IdMap
 from flexd.host.contract import HostError, ProcessRef
 from flexd.runtime.contract import (
+    CheckpointFailed,
     ConsoleInUse,
     ContainerFiles,
     ContainerSpec,
     Ended,
     ExecSpec,
     MountSpec,
+    Obstacle,
     ProxySpec,
+    RestoreFailed,
     RunningContainer,
     StartFailed,
     Supervision,
@@ -47,6 +52,7 @@ class _Running:
         self.commands: set[FakeExecProcess] = set()
         self.mounts: dict[str, MountSpec] = {}  # by target
         self.devices: set[str] = set()  # rules that were allowed
+        self.said = b""  # what init has printed: the state that survives being saved
 
 
 class FakeExecProcess:
@@ -84,6 +90,35 @@ class _NeverRan:
         pass
 
 
+class FakeDump:
+    """`contract.Dump`."""
+
+    def __init__(self, runtime: "FakeRuntime", running: _Running) -> None:
+        self._runtime, self._running = runtime, running
+
+    async def finish(self) -> None:
+        if not self._running.ended.done():
+            self._running.frozen = False
+            self._runtime.end(self._running.container.name)
+
+    async def resume(self) -> None:
+        self._running.frozen = False
+
+
+class FakeRestore:
+    """`contract.Restore`."""
+
+    def __init__(self, runtime: "FakeRuntime", running: _Running, container: RunningContainer) -> None:
+        self._runtime, self._running, self._container = runtime, running, container
+
+    async def resume(self) -> RunningContainer:
+        self._running.frozen = False
+        return self._container
+
+    async def abort(self) -> None:
+        await self._runtime.kill(self._container)
+
+
 class FakeRuntime:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -96,6 +131,7 @@ class FakeRuntime:
         self.failing: dict[str, str] = {}  # name -> why its next start fails
         self.failing_calls: dict[str, str] = {}  # method ("add_mount") -> why it fails from now on
         self.ignoring_shutdown: set[str] = set()
+        self.unsavable: dict[str, str] = {}  # name -> why its state cannot be saved
         self.lacks: dict[str, str] = {}  # what `missing` says
         self.proxies: dict[Path, ProxySpec] = {}  # those that run, by their record
         self._proxy_ends: dict[Path, asyncio.Event] = {}
@@ -114,6 +150,7 @@ class FakeRuntime:
     async def write_console(self, name: str, data: bytes) -> None:
         """Init prints something."""
         await asyncio.to_thread(_append, self._paths(name).console_log, data)
+        self._running[name].said += data
         console = self._running[name].console
         if console is not None:
             await asyncio.to_thread(os.write, console, data)
@@ -156,6 +193,37 @@ class FakeRuntime:
     def _process(self) -> ProcessRef:
         self._next_pid += 1
         return ProcessRef(self._next_pid, self._next_pid)
+
+    async def obstacles(self, container: RunningContainer) -> list[Obstacle]:
+        reason = self.unsavable.get(container.name)
+        return [Obstacle(reason, "have the test allow it")] if reason else []
+
+    async def checkpoint(self, container: RunningContainer, spec: ContainerSpec, images: Path) -> "FakeDump":
+        del spec
+        reason = self.unsavable.get(container.name) or self.failing_calls.get("checkpoint")
+        if reason or not self._is_live(container):
+            words = reason or "it does not run"
+            raise CheckpointFailed(f'Failed saving the state of container "{container.name}": {words}')
+        running = self._running[container.name]
+        state = {"commands": running.said.decode(errors="replace")}
+        await asyncio.to_thread(_write_images, images, state)
+        running.frozen = True
+        return FakeDump(self, running)
+
+    async def restore(self, spec: ContainerSpec, images: Path) -> "FakeRestore":
+        reason = self.failing_calls.get("restore", "")
+        state = await asyncio.to_thread(_read_images, images)
+        if state is None:
+            reason = reason or f"there is no saved state in {images}"
+        if spec.name in self._running:
+            reason = reason or "it runs already"
+        if reason:
+            raise RestoreFailed(f'Failed restoring the state of container "{spec.name}": {reason}')
+        container = await self.start(spec)
+        running = self._running[spec.name]
+        running.frozen = True
+        running.said = (state or {}).get("commands", "").encode()
+        return FakeRestore(self, running, container)
 
     async def find(self, name: str) -> RunningContainer | None:
         running = self._running.get(name)
@@ -302,6 +370,20 @@ def _write_logs(paths: ContainerPaths, config: str) -> None:
     paths.config.write_text(config)
     paths.log.write_text("")
     paths.console_log.write_bytes(b"")
+
+
+def _write_images(images: Path, state: dict[str, str]) -> None:
+    shutil.rmtree(images, ignore_errors=True)
+    images.mkdir(parents=True)
+    (images / "state.json").write_text(json.dumps(state))
+
+
+def _read_images(images: Path) -> dict[str, str] | None:
+    try:
+        state: dict[str, str] = json.loads((images / "state.json").read_text())
+    except FileNotFoundError:
+        return None
+    return state
 
 
 def _append(path: Path, data: bytes) -> None:

@@ -14,23 +14,34 @@ from pathlib import Path
 
 import msgspec
 
-from flexd.api.errors import BadRequest, NotFound
+from flexd.api.errors import BadRequest, FlexdError, NotFound
 from flexd.api.idmap import IdMap
 from flexd.host.contract import CgroupStats, Completed, Host, HostError, ProcessRef
 from flexd.runtime import freezer
 from flexd.runtime.command_socket import ask_processes
 from flexd.runtime.contract import (
+    CheckpointFailed,
     ConsoleInUse,
     ContainerFiles,
     ContainerSpec,
+    Dump,
     Ended,
     ExecSpec,
     MountSpec,
+    Obstacle,
     ProxySpec,
+    Restore,
+    RestoreFailed,
     RunningContainer,
     StartFailed,
     Supervision,
 )
+from flexd.runtime.criu import dump
+from flexd.runtime.criu.console import Console as RestoredConsole
+from flexd.runtime.criu.console import read_record, write_record
+from flexd.runtime.criu.obstacles import find as find_obstacles
+from flexd.runtime.criu.outside import binds_of
+from flexd.runtime.criu.restore import ConsoleRecord, HeldRestore, Started
 from flexd.runtime.exec_process import LxcExecProcess, exec_directory, exec_environment
 from flexd.runtime.helper import native_calls, wire
 from flexd.runtime.helper_process import Connection, HelperError, HelperProcess
@@ -39,7 +50,7 @@ from flexd.runtime.interception.listener import Listener
 from flexd.runtime.logs import Logs
 from flexd.runtime.paths import ContainerPaths, group_prefix
 from flexd.runtime.remote_files import RemoteFiles
-from flexd.runtime.render import KERNEL_DIRECTORIES, NATIVE_ONLY, HostFacts, render
+from flexd.runtime.render import DROP_INS, KERNEL_DIRECTORIES, NATIVE_ONLY, HostFacts, render
 from flexd.runtime.settling import survives
 
 # Without newuidmap(1) in its PATH liblxc writes the id maps itself, as root may: 9 ms less, and no need for lines in
@@ -63,6 +74,8 @@ class LxcRuntime:
         self._listener = Listener(self._helper, directory / ".seccomp" / "sock", self._figures, self._cgroup_directory)
         self._facts: HostFacts | None = None
         self._library: tuple[str, dict[str, str]] | None = None
+        self._consoles: dict[str, RestoredConsole] = {}  # of restored containers
+        self._holders: set[asyncio.Task[None]] = set()  # each sees somebody leave such a console
 
     async def prepare(self) -> None:
         """Start the helper and look at the host, so that the first start and exec are as fast as the others."""
@@ -163,12 +176,18 @@ class LxcRuntime:
         if monitor is None or init is None or init.pid not in await self._host.processes.children(monitor.pid):
             # Ending, or what answered is no monitor: nobody may send signals on its word alone.
             return None
-        return RunningContainer(name, init, monitor, self._paths(name).payload_group)
+        container = RunningContainer(name, init, monitor, self._paths(name).payload_group)
+        if name not in self._consoles:
+            await self._adopt_console(container)
+        return container
 
     async def wait_ended(self, container: RunningContainer) -> Ended:
         await self._host.processes.wait_exit(container.init)
         await self._host.processes.wait_exit(container.monitor)
         paths = self._paths(container.name)
+        console = self._consoles.pop(container.name, None)
+        if console is not None:
+            console.close()
         target = await asyncio.to_thread(_read_target, paths)
         if not target:
             await self._remove_groups(paths)
@@ -194,6 +213,72 @@ class LxcRuntime:
 
     async def frozen(self, container: RunningContainer) -> bool:
         return await freezer.frozen(self._host.cgroups, container.cgroup)
+
+    # --- saving and restoring state ----------------------------------------------------------------------------------
+
+    async def obstacles(self, container: RunningContainer) -> list[Obstacle]:
+        facts = await self._host.criu.facts()
+        own = [] if facts.usable else [Obstacle("no usable CRIU on this host", facts.reason)]
+        config = await asyncio.to_thread(_read_config, self._paths(container.name))
+        return own + await asyncio.to_thread(find_obstacles, container.init.pid, config)
+
+    async def checkpoint(self, container: RunningContainer, spec: ContainerSpec, images: Path) -> Dump:
+        config = await asyncio.to_thread(_read_config, self._paths(container.name))
+        criu = await self._criu(f'save the state of container "{container.name}"', CheckpointFailed)
+        return await dump.take(self._host, criu, container, binds_of(config, spec.mounts), images)
+
+    async def restore(self, spec: ContainerSpec, images: Path) -> Restore:
+        paths = self._paths(spec.name)
+        what = f'restore the state of container "{spec.name}"'
+        criu = await self._criu(what, RestoreFailed)
+        config = render(spec, paths, await self._host_facts())
+        if await self.find(spec.name) is not None:
+            raise RestoreFailed(f"Failed to {what}: it is running already")
+        if not await asyncio.to_thread(_write_state, paths, config):
+            await self._remove_groups(paths)
+        started = Started(self._host, criu, spec, paths, images)
+        beginning = asyncio.create_task(started.begin(config))
+        try:
+            await asyncio.shield(beginning)
+        except BaseException:
+            await asyncio.wait({beginning})
+            await self._give_up(started)
+            raise
+        return HeldRestore(started, self._settle_restored, self._give_up)
+
+    async def _settle_restored(self, started: Started) -> RunningContainer:
+        container = await self.find(started.paths.name)
+        if container is None:
+            raise RestoreFailed(f'Failed to restore container "{started.paths.name}": its init ended at once')
+        if started.console_fd >= 0:
+            await asyncio.to_thread(write_record, started.paths, ConsoleRecord(container.monitor, started.console_fd))
+        await self._adopt_console(container)
+        return container
+
+    async def _give_up(self, started: Started) -> None:
+        await started.abort()
+        await self._clean_up(started.paths)
+
+    async def _criu(self, what: str, error: type[FlexdError]) -> Path:
+        facts = await self._host.criu.facts()
+        if facts.path is None or not facts.usable:
+            raise error(f"Failed to {what}: {facts.reason}")
+        return facts.path
+
+    async def _adopt_console(self, container: RunningContainer) -> RestoredConsole | None:
+        """Take up reading the console of a restored container; None of one that was started."""
+        paths = self._paths(container.name)
+        record = await asyncio.to_thread(read_record, paths)
+        if record is None or record.monitor != container.monitor:
+            return None
+        known = self._consoles.get(container.name)
+        if known is not None and known.record == record:
+            return known
+        console = await asyncio.to_thread(RestoredConsole.open, record, paths)
+        if console is not None:
+            self._consoles[container.name] = console
+            console.listen()
+        return console
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
@@ -286,6 +371,9 @@ class LxcRuntime:
         connection.close()
 
     async def console(self, container: RunningContainer) -> int:
+        restored = await self._adopt_console(container)
+        if restored is not None:
+            return await self._restored_console(container, restored)
         request = {**self._address(container.name), "init": container.init.pid}
         connection = await self._helper.connect("c")
         try:
@@ -295,6 +383,22 @@ class LxcRuntime:
                 raise
             raise ConsoleInUse(f'Someone is attached to the console of "{container.name}" already') from error
         connection.close()
+        return fds[0]
+
+    async def _restored_console(self, container: RunningContainer, console: RestoredConsole) -> int:
+        if console.held:
+            raise ConsoleInUse(f'Someone is attached to the console of "{container.name}" already')
+        log = str(self._paths(container.name).console_log)
+        master = console.hold()
+        try:
+            connection = await self._helper.connect("c", (master,))
+            request = {"init": container.init.pid, "log": log}
+            _, fds = await self._first_answer(connection, request, f'attach to the console of "{container.name}"')
+        except BaseException:
+            console.release()
+            raise
+        self._holders.add(holder := asyncio.create_task(_release_after(connection, console)))
+        holder.add_done_callback(self._holders.discard)
         return fds[0]
 
     async def files(self, container: RunningContainer | None, rootfs: Path, idmap: IdMap) -> ContainerFiles:
@@ -337,6 +441,10 @@ class LxcRuntime:
         await asyncio.to_thread(_rename_state, self._paths(name), self._paths(new_name))
 
     async def close(self) -> None:
+        for holder in self._holders:
+            holder.cancel()
+        for console in self._consoles.values():
+            console.close()
         await self._listener.stop()
         await self._helper.close()
         try:
@@ -378,6 +486,15 @@ class LxcRuntime:
         return self._library
 
 
+async def _release_after(connection: Connection, console: RestoredConsole) -> None:
+    try:
+        await connection.receive()  # nothing comes: it ends
+    except HelperError:
+        console.release()
+    finally:
+        connection.close()
+
+
 def _init(container: RunningContainer) -> wire.Message:
     return {"init": container.init.pid, "start_time": container.init.start_time}
 
@@ -410,6 +527,11 @@ def _why_no_lxcfs(mounted: Path) -> str:
     return f"nothing is mounted on {mounted} (package lxcfs)"
 
 
+def _read_config(paths: ContainerPaths) -> str:
+    """What a running container was started with."""
+    return paths.config.read_text(errors="surrogateescape")
+
+
 def _write_state(paths: ContainerPaths, config: str) -> bool:
     """Before a start; False if the run before did not end as it should. The configuration holds the environment, so it
     is root's alone, like the logs."""
@@ -418,11 +540,25 @@ def _write_state(paths: ContainerPaths, config: str) -> bool:
     paths.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
     paths.target.unlink(missing_ok=True)
     paths.monitor_pid.unlink(missing_ok=True)
+    paths.console.unlink(missing_ok=True)
+    for name, text in DROP_INS.items():
+        _write_unit(paths.units / name, text)
     Logs(paths).begin()
     descriptor = os.open(paths.config, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with open(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
         file.write(config)
     return clean
+
+
+def _write_unit(path: Path, text: str) -> None:
+    """World-readable, as are the directories: a container's root looks at it with ids of its own."""
+    if path.exists() and path.read_text() == text:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    for place in (path.parent.parent, path.parent):
+        place.chmod(0o755)
+    path.chmod(0o644)
 
 
 def _entry_of(config: Path) -> tuple[bool, str]:
@@ -453,10 +589,8 @@ def _read_pid(path: Path) -> int:
 
 def _remove_state(paths: ContainerPaths) -> None:
     Logs(paths).remove()
-    paths.target.unlink(missing_ok=True)
-    paths.monitor_pid.unlink(missing_ok=True)
     if paths.state.is_dir():
-        paths.state.rmdir()
+        shutil.rmtree(paths.state)
 
 
 def _rename_state(old: ContainerPaths, new: ContainerPaths) -> None:

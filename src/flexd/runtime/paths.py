@@ -37,6 +37,21 @@ class ContainerPaths(Struct, frozen=True):
         return self.logs / "lxc.conf"
 
     @property
+    def restore_config(self) -> Path:
+        """`config` as a restored container's monitor reads it."""
+        return self.state / "restore.conf"
+
+    @property
+    def console(self) -> Path:
+        """Which descriptor of its monitor holds a restored container's console."""
+        return self.state / "console.json"
+
+    @property
+    def units(self) -> Path:
+        """What systemd in containers fit for migration reads before its own units; shared by all of the daemon's."""
+        return self.directory / ".units"
+
+    @property
     def log(self) -> Path:
         return self.logs / "lxc.log"
 

@@ -32,6 +32,17 @@ KERNEL_DIRECTORIES = (
 # (`lxc.autodev`). These two are safe to share, since opening them needs no capability in the initial namespace.
 _DEVICES = ("/dev/fuse", "/dev/net/tun")
 
+# For a container whose state is to be saved. systemd's own pressure triggers do not survive that (PID 1 would spin),
+# credentials are kept on a ramfs, which has no image. The variables are PID 1's only: it starts services without them.
+UNITS = "dev/.flexd-units"
+_MIGRATABLE = (("MEMORY_PRESSURE_WATCH", "/dev/null"), ("SYSTEMD_UNIT_PATH", f"/{UNITS}:"))
+# Type-level drop-ins (systemd.unit(5)) and what they say; older versions only warn of a key that they don't know.
+DROP_INS = {
+    "service.d/zz-flexd.conf": "[Service]\nLoadCredential=\nLoadCredentialEncrypted=\nSetCredential=\n"
+    "SetCredentialEncrypted=\nImportCredential=\nMemoryPressureWatch=off\n",
+    "socket.d/zz-flexd.conf": "[Socket]\nMemoryPressureWatch=off\n",
+}
+
 _GUEST_API_OPTIONS = ("bind", "ro", "nosuid", "nodev", "noexec", "create=dir")
 
 # Files that tell about the whole machine, and what lxcfs(1) shows instead.
@@ -103,7 +114,7 @@ def render(spec: ContainerSpec, paths: ContainerPaths, facts: HostFacts) -> str:
         *_cgroups(spec, paths, facts),
         *_namespaces(spec),
         *_security(spec, facts),
-        *_file_systems(spec, facts),
+        *_file_systems(spec, paths, facts),
         *_network(spec),
         *_init(spec),
     ]
@@ -191,7 +202,7 @@ def _apparmor_profile(spec: ContainerSpec, facts: HostFacts) -> str:
     return "unconfined" if spec.idmap else "lxc-container-default-cgns"
 
 
-def _file_systems(spec: ContainerSpec, facts: HostFacts) -> Iterator[Line]:
+def _file_systems(spec: ContainerSpec, paths: ContainerPaths, facts: HostFacts) -> Iterator[Line]:
     # Unprivileged: what the kernel lets mapped ids write there is theirs to write (LXD does the same), and a full /proc
     # lets containers and systemd's sandboxes be nested. Privileged: sysrq, sysctls and /sys are kept read-only.
     # No cgroup: with a cgroup namespace the container's init mounts the hierarchy that it wants.
@@ -213,6 +224,8 @@ def _file_systems(spec: ContainerSpec, facts: HostFacts) -> Iterator[Line]:
             yield _mount(MountSpec(f"{facts.lxcfs}/{file}", file, options=("bind", f"create={kind}", "optional")))
     for mount in guest_api_mounts(spec.guest_api):
         yield _mount(mount)
+    if spec.migratable:
+        yield _mount(MountSpec(str(paths.units), UNITS, options=_GUEST_API_OPTIONS))
     for mount in spec.mounts:
         yield _mount(mount)
 
@@ -254,7 +267,8 @@ def _network(spec: ContainerSpec) -> Iterator[Line]:
 
 
 def _init(spec: ContainerSpec) -> Iterator[Line]:
-    for name, value in sorted(spec.environment.items()):
+    variables = (dict(_MIGRATABLE) if spec.migratable else {}) | spec.environment
+    for name, value in sorted(variables.items()):
         yield "lxc.environment", f"{name}={value}"
     if spec.init:
         yield "lxc.init.cmd", " ".join(spec.init)

@@ -60,6 +60,16 @@ _INTERCEPTED: dict[Interception, tuple[str, ...]] = {
     "sysinfo": ("sysinfo notify",),
 }
 
+# What has no image, for a container whose state is to be saved: bpf (EPERM, 1), io_uring (ENOSYS, 38: programs fall
+# back), and namespaces of one's own. systemd then starts sandboxed services without a sandbox. clone(2) stays, which
+# its credentials need. Flags: CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET.
+_NAMESPACE_FLAGS = (0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000)
+_MIGRATABLE = (
+    "bpf errno 1",
+    "io_uring_setup errno 38",
+    *(f"unshare errno 1 [0,{flag},SCMP_CMP_MASKED_EQ,{flag}]" for flag in _NAMESPACE_FLAGS),
+)
+
 # Architectures where liblxc cannot filter (no seccomp in libseccomp 2.5 or kernel); a profile would fail the start.
 _WITHOUT_SECCOMP = frozenset({"alpha", "sparc64", "ia64"})
 
@@ -85,6 +95,7 @@ class SeccompRules(Struct, frozen=True):
     deny_default: bool = True
     raw: str = ""
     intercept: frozenset[Interception] = frozenset()
+    migratable: bool = False
 
 
 def render_policy(rules: SeccompRules, kernel_architecture: str) -> str:
@@ -115,6 +126,9 @@ def _lines(rules: SeccompRules) -> Iterator[str]:
         yield from _NO_OWN_LISTENER
         for name in sorted(rules.intercept):
             yield from _INTERCEPTED[name]
+    if rules.migratable:
+        yield "[all]"
+        yield from _MIGRATABLE
     if rules.deny and not rules.allow:
         yield "[all]"
         yield from rules.deny.split("\n")

@@ -59,6 +59,9 @@ class FakeCgroups:
         for each in below:
             del self.rows[each], self.members[each]
 
+    async def delegate(self, group: str) -> None:
+        self._recorder.note("cgroups.delegate", group)
+
     def _check(self, group: str, controller: str, file: str) -> None:
         if controller not in self.layout_value.controllers:
             raise HostError(f'use {file} of cgroup "{group}": this host has no cgroup controller {controller}')

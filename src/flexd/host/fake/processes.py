@@ -69,6 +69,9 @@ class FakeChild:
     def kill(self) -> None:
         self.send_signal(signals.SIGKILL)
 
+    def kill_group(self) -> None:
+        self.kill()
+
     def exit(self, status: int) -> None:
         if self._returncode is None:
             self._returncode = status

@@ -20,12 +20,13 @@ from flexd.runtime.helper.liblxc import Library
 _READ_BYTES = 65536
 
 
-def serve(library: Library, connection: socket.socket) -> None:
-    """Answers {} with the master of the terminal, then copies until either side is gone."""
+def serve(library: Library, connection: socket.socket, fds: list[int]) -> None:
+    """Answers {} with the master of the terminal, then copies until either side is gone. `fds`: the console itself, of
+    a restored container, whose monitor neither gives it out nor logs what is written there."""
     request = wire.receive(connection)
-    container = library.container(request["name"], request["directory"])
     root = os.open(f"/proc/{request['init']}/root", os.O_PATH | os.O_DIRECTORY)
-    holder, console = container.console()
+    holder, console = (-1, fds[0]) if fds else library.container(request["name"], request["directory"]).console()
+    os.set_blocking(console, True)
     master, slave = os.openpty()
     tty.setraw(slave)
     tty.setraw(console)
@@ -35,8 +36,10 @@ def serve(library: Library, connection: socket.socket) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     wire.send(connection, {}, (master,))
     os.close(master)
-    _copy(slave, console, _resizes(), root)
-    os.close(holder)
+    log = os.open(request["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600) if fds else -1
+    _copy(slave, console, _resizes(), root, log)
+    if holder >= 0:
+        os.close(holder)
 
 
 def _resizes() -> int:
@@ -47,7 +50,7 @@ def _resizes() -> int:
     return read
 
 
-def _copy(slave: int, console: int, resizes: int, root: int) -> None:
+def _copy(slave: int, console: int, resizes: int, root: int, log: int) -> None:
     poll = select.poll()
     for fd in (slave, console, resizes):
         poll.register(fd, select.POLLIN)
@@ -57,13 +60,15 @@ def _copy(slave: int, console: int, resizes: int, root: int) -> None:
             if fd == resizes:
                 os.read(resizes, _READ_BYTES)
                 _pass_size(slave, root)
-            elif not _pass_data(fd, other[fd]):
+            elif not _pass_data(fd, other[fd], log if fd == console else -1):
                 return
 
 
-def _pass_data(source: int, target: int) -> bool:
+def _pass_data(source: int, target: int, log: int) -> bool:
     try:
         data = os.read(source, _READ_BYTES)
+        if log >= 0:
+            os.write(log, data)
         while data:
             data = data[os.write(target, data) :]
             if not data:

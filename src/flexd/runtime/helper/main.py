@@ -75,7 +75,7 @@ def _dispatch(library: Library, kind: str, connection: socket.socket, fds: list[
         case "x":
             exec.serve(library, connection, (fds[0], fds[1], fds[2]))
         case "c":
-            console.serve(library, connection)
+            console.serve(library, connection, fds)
         case "f":
             files.serve(connection)
         case "s":
