@@ -34,16 +34,20 @@ _CLOSED = {
 }
 _FREE = ("fuse", "fuse.*", "hugetlbfs", "mqueue", "ramfs", "tmpfs")
 _PLACED = {
-    "cgroup": "/sys/fs/cgroup/**",
-    "cgroup2": "/sys/fs/cgroup/**",
+    "cgroup": "/sys/fs/cgroup/{,**}",
+    "cgroup2": "/sys/fs/cgroup/{,**}",
     "fusectl": "/sys/fs/fuse/connections/",
     "proc": "/proc/",
     "securityfs": "/sys/kernel/security/",
     "sysfs": "/sys/",
 }
 _PROPAGATIONS = ("private", "rprivate", "shared", "rshared", "slave", "rslave", "unbindable", "runbindable")
+# What the kernel lets the root of a user namespace mount where it likes: all that it shows is that root's own, or
+# nothing that root may write. systemd's sandboxes mount such below /run/systemd, chroots have their own.
+_OWN = ("cgroup", "cgroup2", "devpts", "proc", "sysfs")
 # Flags of a remount that only takes rights away, as systemd's sandboxing combines them.
-_RESTRICTIONS = ("nosuid", "nodev", "noexec", "noatime", "strictatime")
+_RESTRICTIONS = ("nosuid", "nodev", "noexec")
+_ACCESS_TIMES = ("", "noatime", "relatime", "strictatime")
 # Where a mount may not be put or taken from by a privileged root: other views of the host's kernel.
 _KERNEL_VIEWS = ("/proc", "/sys", "/dev/.lxc")
 
@@ -112,12 +116,14 @@ def _mounts(wanted: Confinement) -> Iterator[str]:
     for propagation in _PROPAGATIONS:
         yield f"mount options=(rw,{propagation}) -> {'**' if wanted.unprivileged else '/'},"
     if wanted.unprivileged:
-        # Its root may mount over what is its own: the kernel itself keeps it from uncovering what is locked.
+        # Its root may mount over what is its own: the kernel itself keeps it from uncovering what is locked, and from
+        # taking back a restriction that it did not make.
         yield "pivot_root,"
-        for kind in ("bind", "rbind"):
-            yield f"mount options=(rw,{kind}) / -> /**,"
-            yield f"mount options=(rw,{kind}) /** -> /**,"
-        yield from (f"mount options=({flags})," for flags in _restricting_remounts())
+        yield from (f"mount fstype={fstype}," for fstype in _OWN)
+        for kind in ("bind", "rbind", "move"):
+            yield f"mount options=(rw,{kind}) /{{,**}} -> /{{,**}},"
+        for access in ("ro", "rw"):
+            yield from (f"mount options=({flags})," for flags in _remounts(access))
         yield from ("mount options=(ro,remount) /,", "mount options=(ro,remount) /**,")
         return
     yield from (
@@ -126,16 +132,16 @@ def _mounts(wanted: Confinement) -> Iterator[str]:
     )
     for kind in ("bind", "rbind", "move"):
         yield from (f"mount options=(rw,{kind}) {path}," for path in elsewhere(_KERNEL_VIEWS))
-    for flags in _restricting_remounts():
+    for flags in _remounts("ro"):
         yield from (f"mount options=({flags}) {path}," for path in elsewhere(_KERNEL_VIEWS))
 
 
-def _restricting_remounts() -> Iterator[str]:
-    """Every combination of them, since AppArmor compares sets of flags for equality."""
-    for mask in range(1 << len(_RESTRICTIONS)):
-        chosen = [name for number, name in enumerate(_RESTRICTIONS) if mask & 1 << number]
-        if not {"noatime", "strictatime"} <= set(chosen):
-            yield ",".join(("ro", "remount", "bind", *chosen))
+def _remounts(access: str) -> Iterator[str]:
+    """Every combination of flags of a bind that is changed, since AppArmor compares sets of flags for equality."""
+    for times in _ACCESS_TIMES:
+        for mask in range(1 << len(_RESTRICTIONS)):
+            chosen = [name for number, name in enumerate(_RESTRICTIONS) if mask & 1 << number]
+            yield ",".join((access, "remount", "bind", *chosen, *filter(None, [times])))
 
 
 def all_but(root: str, allowed: Iterable[str], access: str) -> Iterator[str]:
