@@ -133,7 +133,7 @@ def _is_tied(device: Mapping[str, str]) -> bool:
     if kind == "nic":
         return device.get("nictype", "") in _TIED_NICS
     if kind == "disk":
-        return not device.get("pool") and device.get("source", "").startswith("/")
+        return device.get("path") != "/" and device.get("source", "") != ""  # of the host, or a volume of its own
     return kind in _TIED_DEVICES
 
 
