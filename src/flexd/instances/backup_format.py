@@ -3,23 +3,16 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
-import msgspec
-import yaml
 from msgspec import Struct, field
 
-from flexd.api.errors import BadRequest
 from flexd.api.instance import Instance
 from flexd.api.instance_snapshot import InstanceSnapshot
 from flexd.api.profile import Profile
 from flexd.api.storage_pool import StoragePool
+from flexd.backups.document import BadBackup, dump, parse, timestamp
 
-T = TypeVar("T", bound=Struct)
-
-_DEPTH = 12
-_NODES = 2_000_000
-_TEXTS = frozenset({"config", "expanded_config", "devices", "expanded_devices"})
 # Keys of this host alone; the files in a backup have their ids as the container sees them.
 _TIED = ("volatile.idmap.", "volatile.last_state.")
 _INSTANCE_FIELDS = (
@@ -31,10 +24,6 @@ _SNAPSHOT_FIELDS = (
     *("expires_at", "architecture", "config", "created_at", "devices", "ephemeral", "expanded_config"),
     *("expanded_devices", "last_used_at", "name", "profiles", "stateful", "size"),
 )
-
-
-class BadBackup(BadRequest):
-    """A file that is no backup, is damaged, or of a kind that cannot be restored here."""
 
 
 class BackupConfig(Struct):
@@ -72,20 +61,6 @@ class Source(Struct, frozen=True):
 # --- writing -----------------------------------------------------------------------------------------------------
 
 
-class _Dumper(yaml.SafeDumper):
-    """Times as plain scalars, as Go writes them; nothing shared (anchors are refused by readers)."""
-
-    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002  # PyYAML's signature
-        return True
-
-
-class _Time(str):
-    __slots__ = ()
-
-
-_Dumper.add_representer(_Time, lambda dumper, data: dumper.represent_scalar("tag:yaml.org,2002:timestamp", str(data)))
-
-
 def render_index(source: Source, backend: str) -> bytes:
     """backup/index.yaml."""
     instance = source.instance
@@ -99,17 +74,12 @@ def render_index(source: Source, backend: str) -> bytes:
         "type": instance.type,
         "config": _config(source),
     }
-    return _dump(document)
+    return dump(document)
 
 
 def render_backup(source: Source) -> bytes:
     """backup.yaml, beside each root file system."""
-    return _dump(_config(source))
-
-
-def _dump(document: Mapping[str, Any]) -> bytes:
-    text: bytes = yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, encoding="utf-8", width=4096)
-    return text
+    return dump(_config(source))
 
 
 def _config(source: Source) -> dict[str, Any]:
@@ -123,7 +93,7 @@ def _config(source: Source) -> dict[str, Any]:
         "location": "none",
         "content_type": "filesystem",
         "project": instance.project,
-        "created_at": _time(instance.created_at),
+        "created_at": timestamp(instance.created_at),
     }
     return {
         "container": _picked(instance, _INSTANCE_FIELDS),
@@ -156,11 +126,11 @@ def _profile(profile: Profile) -> dict[str, Any]:
 def _volume_snapshot(snapshot: InstanceSnapshot) -> dict[str, Any]:
     return {
         "description": "",
-        "expires_at": _time(snapshot.expires_at),
+        "expires_at": timestamp(snapshot.expires_at),
         "name": snapshot.name,
         "config": {},
         "content_type": "filesystem",
-        "created_at": _time(snapshot.created_at),
+        "created_at": timestamp(snapshot.created_at),
     }
 
 
@@ -177,11 +147,7 @@ def portable_config(config: Mapping[str, str]) -> dict[str, str]:
 
 
 def _plain(value: Any) -> Any:
-    return _time(value) if isinstance(value, datetime) else value
-
-
-def _time(moment: datetime) -> _Time:
-    return _Time(moment.isoformat(timespec="microseconds" if moment.microsecond else "seconds").replace("+00:00", "Z"))
+    return timestamp(value) if isinstance(value, datetime) else value
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
@@ -189,7 +155,7 @@ def _time(moment: datetime) -> _Time:
 
 def parse_index(text: bytes, name: str) -> BackupIndex:
     """`BadBackup` says what cannot be restored; `name` is the file's, for that."""
-    index = _parse(text, BackupIndex, f"index.yaml of backup {name}")
+    index = parse(text, BackupIndex, f"index.yaml of backup {name}")
     if index.optimized:
         raise BadBackup(
             f'Failed restoring backup {name}: it is in the optimized format of the storage driver "{index.backend}"; '
@@ -204,30 +170,4 @@ def parse_index(text: bytes, name: str) -> BackupIndex:
 
 def parse_config(text: bytes, name: str) -> BackupConfig:
     """backup.yaml, of backups whose index has no `config`."""
-    return _parse(text, BackupConfig, f"backup.yaml of backup {name}")
-
-
-def _parse(text: bytes, kind: type[T], where: str) -> T:
-    try:
-        _check_yaml(text, where)
-        raw = yaml.load(text, Loader=yaml.CBaseLoader)  # builds only str, list and dict
-        return msgspec.convert(_without_nulls(raw), kind, strict=False)
-    except (yaml.YAMLError, ValueError, RecursionError, msgspec.ValidationError) as error:
-        raise BadBackup(f"Invalid {where}: {' '.join(str(error).split())}") from error
-
-
-def _check_yaml(text: bytes, where: str) -> None:
-    depth = 0
-    for nodes, event in enumerate(yaml.parse(text, Loader=yaml.CBaseLoader)):
-        if isinstance(event, yaml.AliasEvent):
-            raise BadBackup(f"Invalid {where}: anchors and aliases are not accepted")
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > _DEPTH or nodes > _NODES:
-            raise BadBackup(f"Invalid {where}: nested too deeply or too long")
-
-
-def _without_nulls(value: Any) -> Any:
-    """Leave out what is null (`snapshots: null`); a configuration holds texts, of which any may be "null"."""
-    if isinstance(value, dict):
-        return {key: item if key in _TEXTS else _without_nulls(item) for key, item in value.items() if item != "null"}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+    return parse(text, BackupConfig, f"backup.yaml of backup {name}")

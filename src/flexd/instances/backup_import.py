@@ -21,6 +21,7 @@ from flexd.api.image import ImageMetadata
 from flexd.api.instance import Instance
 from flexd.api.instance_snapshot import InstanceSnapshot
 from flexd.api.times import now
+from flexd.backups.document import BadBackup
 from flexd.host.contract import Host
 from flexd.images.archive import Archives, free_space_fault
 from flexd.images.backup_survey import BackupSurvey, read_index, survey_backup
@@ -31,7 +32,6 @@ from flexd.images.survey import Limits
 from flexd.instances.backup_format import (
     BackupConfig,
     BackupIndex,
-    BadBackup,
     parse_config,
     parse_index,
     portable_config,

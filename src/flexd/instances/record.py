@@ -8,6 +8,7 @@ from msgspec import Struct, field
 
 from flexd.api.errors import NotFound
 from flexd.api.times import ZERO_TIME
+from flexd.backups.shelf import ShelvedBackup
 from flexd.devices.kinds.disk import is_root
 from flexd.storage.contract import VolumeRef
 
@@ -97,15 +98,11 @@ class SnapshotRecord(Struct):
         return f"{base}/snapshots/{self.name}" + (f"?{query}" if query else "")
 
 
-class BackupRecord(Struct):
-    """The document `/instance-backups/PROJECT/INSTANCE/NAME`; `file` is its name in the directory of backups, which
-    stays when backup or instance are renamed."""
+class BackupRecord(ShelvedBackup):
+    """The document `/instance-backups/PROJECT/INSTANCE/NAME`."""
 
-    name: str
-    file: str
-    created_at: datetime = ZERO_TIME
-    expires_at: datetime = ZERO_TIME
     instance_only: bool = False
+    optimized_storage: bool = False
 
 
 class ProfileRecord(Struct):

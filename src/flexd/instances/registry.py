@@ -173,6 +173,7 @@ def show_backup(record: BackupRecord) -> InstanceBackup:
         expires_at=record.expires_at,
         instance_only=record.instance_only,
         container_only=record.instance_only,
+        optimized_storage=record.optimized_storage,
     )
 
 

@@ -12,8 +12,8 @@ from flexd.api.errors import BadRequest
 from flexd.api.profile import Profile
 from flexd.api.storage_pool import StoragePool
 from flexd.api.times import ZERO_TIME
+from flexd.backups.shelf import check_backup_name
 from flexd.instances.backup_format import BackupIndex, Source, parse_config, parse_index, render_backup, render_index
-from flexd.instances.backups import check_backup_name
 
 RECORDED = (Path(__file__).parent / "recorded" / "lxd-5.0.2-index.yaml").read_bytes()
 
