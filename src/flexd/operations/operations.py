@@ -173,7 +173,7 @@ class Operation:
         self._set_status("Running")
         if run is not None:
             self._task = self._loop.create_task(self._carry_out(run), name=f"operation {self.id}")
-            # A task cancelled before its first step never enters its coroutine.
+            # Should the loop's end cancel it before its first step.
             self._task.add_done_callback(lambda _task: None if self.finished else self._end("Cancelled"))
 
     async def _carry_out(self, run: Run) -> None:
@@ -196,7 +196,8 @@ class Operation:
 
     def _interrupt(self) -> None:
         if self._task is not None:
-            self._task.cancel()
+            # A task cancelled before its first step never enters its coroutine, which then clears nothing away.
+            self._loop.call_soon(self._task.cancel)
         elif not self.finished:
             self._end("Cancelled")
 

@@ -234,9 +234,19 @@ async def test_what_comes_to_its_end_despite_a_cancel_is_a_success(operations: O
 
 
 async def test_cancelled_before_its_first_step(operations: Operations) -> None:
-    operation = operations.start("task", "", "default", {}, succeed, may_cancel=True)
+    """What was prepared for it is cleared away all the same."""
+    cleared = []
+
+    async def work(_operation: Operation) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cleared.append(True)
+
+    operation = operations.start("task", "", "default", {}, work, may_cancel=True)
     await operation.cancel()
-    assert (await ended(operation)).status == "Cancelled"
+    await operation.wait()
+    assert (operation.status, cleared) == ("Cancelled", [True])
 
 
 async def test_what_may_not_be_cancelled(operations: Operations) -> None:
