@@ -10,12 +10,14 @@ import fcntl
 import os
 import shutil
 import struct
+import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from flexd.host import syscalls
-from flexd.host.contract import BtrfsUsage, HostError, Processes
+from flexd.host.contract import BtrfsUsage, CommandFailed, HostError, Processes
 from flexd.host.threads import Threads
 
 # _IO*(0x94, number, size); the argument structures of 4096 bytes are padded to a page.
@@ -30,6 +32,7 @@ _QUOTA_CTL = 0xC0109428
 _QGROUP_CREATE = 0x4010942A
 _QGROUP_LIMIT = 0x8030942B
 _QUOTA_RESCAN_WAIT = 0x942E
+_GET_SUBVOL_INFO = 0x81F8943C
 _SYNC = 0x9408
 _PAGE = 4096
 
@@ -55,6 +58,8 @@ _SEARCH_KEY = struct.Struct("=QQQQQQQIII4x32x")
 _SEARCH_HEADER = struct.Struct("=QQQII")
 _ROOT_REF = struct.Struct("=QQH")
 _QGROUP_INFO = struct.Struct("=QQQQQ")
+# struct btrfs_ioctl_get_subvol_info_args: numbers and a name, then three UUIDs of 16 bytes, then times
+_SUBVOL_INFO_BYTES, _SUBVOL_UUID_AT = 504, 296
 _LIMIT_ARGS = struct.Struct("=QQQQQQ")
 _RESOLVE = 0x08 | 0x04 | 0x01  # linux/openat2.h: RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, RESOLVE_NO_XDEV
 
@@ -89,6 +94,45 @@ class LinuxBtrfs:
 
     async def set_readonly(self, path: Path, readonly: bool) -> None:
         await self._threads.run(_set_tree_readonly, path, readonly)
+
+    async def subvolumes(self, path: Path) -> list[str]:
+        return await self._threads.run(_subvolumes, path)
+
+    async def uuid(self, path: Path) -> str:
+        return await self._threads.run(_uuid, path)
+
+    async def graft(self, source: Path, tree: Path, path: str) -> None:
+        await self._threads.run(_graft, source, tree, path)
+
+    async def send(self, path: Path, *, parent: Path | None = None, output: int) -> None:
+        options = [] if parent is None else ["-p", str(parent)]
+        await self._stream(["btrfs", "--quiet", "send", *options, "--", str(path)], output=output)
+
+    async def receive(self, directory: Path, *, input: int) -> Path:
+        before = set(await self._threads.run(os.listdir, directory))
+        try:
+            await self._stream(["btrfs", "--quiet", "receive", "-e", "--chroot", "--", str(directory)], input=input)
+            arrived = set(await self._threads.run(os.listdir, directory)) - before
+            if len(arrived) != 1:
+                raise CommandFailed(["btrfs", "receive"], 0, f"{len(arrived)} subvolumes in a stream, not one")
+        except BaseException:
+            for name in set(await self._threads.run(os.listdir, directory)) - before:
+                await self._threads.run(_delete_at_or_below, directory / name)
+            raise
+        return directory / arrived.pop()
+
+    async def _stream(self, argv: list[str], *, input: int | None = None, output: int | None = None) -> None:
+        with await self._threads.run(tempfile.TemporaryFile) as messages:
+            child = await self._processes.spawn(argv, stdin=input, stdout=output, stderr=messages.fileno())
+            try:
+                status = await child.wait()
+            except BaseException:
+                child.kill()
+                await child.wait()
+                raise
+            if status != 0:
+                said = await self._threads.run(os.pread, messages.fileno(), _PAGE, 0)
+                raise CommandFailed(argv, status, said.decode(errors="replace").strip())
 
     async def delete_subvolumes(self, path: Path) -> None:
         await self._threads.run(_delete_at_or_below, path)
@@ -188,6 +232,26 @@ def _children(fd: int, path: Path | str) -> list[str]:
     return found
 
 
+def _subvolumes(path: Path) -> list[str]:
+    with _opened(path) as fd:
+        return _subvolumes_below(fd, str(path))
+
+
+def _subvolumes_below(fd: int, path: str) -> list[str]:
+    found = []
+    for child in sorted(_children(fd, path)):
+        with _opened(child, below=fd) as below:
+            found += [child, *(f"{child}/{deeper}" for deeper in _subvolumes_below(below, child))]
+    return found
+
+
+def _uuid(path: Path) -> str:
+    with _opened(path) as fd:
+        raw = bytearray(_SUBVOL_INFO_BYTES)
+        syscalls.ioctl(fd, f"read the UUID of {path}", _GET_SUBVOL_INFO, raw)
+    return str(uuid.UUID(bytes=bytes(raw[_SUBVOL_UUID_AT : _SUBVOL_UUID_AT + 16])))
+
+
 # --- making ------------------------------------------------------------------------------------------------------
 
 
@@ -232,6 +296,18 @@ def _snapshot_child(source: int, made: int, child: str) -> None:
         # Moved or deleted since it was listed: then it was not there at the moment of the snapshot, or nearly so.
         if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             raise
+
+
+def _graft(source: Path, tree: Path, path: str) -> None:
+    folder, name = os.path.split(path.strip("/"))
+    with _opened(tree) as top, _opened(folder or ".", below=top) as parent, _opened(source) as fd:
+        try:
+            os.rmdir(name, dir_fd=parent)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise syscalls.failure(f"replace {path} in {tree}", "rmdir", error.errno or 0) from error
+        _snapshot_into(fd, str(source), parent, name, False)
 
 
 def _set_tree_readonly(path: Path, readonly: bool) -> None:

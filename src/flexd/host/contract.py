@@ -174,6 +174,27 @@ class Btrfs(Protocol):
         """A subvolume and the subvolumes in it."""
         ...
 
+    async def subvolumes(self, path: Path) -> list[str]:
+        """The paths of the subvolumes below a subvolume, from there; what lies in one comes after it."""
+        ...
+
+    async def uuid(self, path: Path) -> str: ...
+
+    async def graft(self, source: Path, tree: Path, path: str) -> None:
+        """A writable snapshot of a subvolume at a path in another one, in the place of an empty directory if there is
+        one. What is in the tree leads nowhere else; what is above the last part of the path must be there."""
+        ...
+
+    async def send(self, path: Path, *, parent: Path | None = None, output: int) -> None:
+        """Write a read-only subvolume, without those in it, to a descriptor for `receive`; of one with a parent only
+        what differs."""
+        ...
+
+    async def receive(self, directory: Path, *, input: int) -> Path:
+        """Make a read-only subvolume of a stream, in a directory that holds its parent if it has one, and cannot write
+        elsewhere. Not whole, or not a stream at all: `CommandFailed`, and nothing of it is left."""
+        ...
+
     async def delete_subvolumes(self, path: Path) -> None:
         """The subvolume at a path with those in it, or, at a directory, every subvolume below. Others write there."""
         ...

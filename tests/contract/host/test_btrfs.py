@@ -151,3 +151,69 @@ async def test_a_link_put_in_the_way_leads_nowhere(host: Host, nested: Path) -> 
     (nested / "a/folder").symlink_to("../../victim")
     await host.btrfs.delete_subvolumes(nested / "a")
     assert (nested / "victim/kept").exists()
+
+
+# --- streams ---
+
+
+async def _sent(host: Host, path: Path, place: Path, parent: Path | None = None) -> Path:
+    target = place / f"{path.name}.bin"
+    with target.open("wb") as file:
+        await host.btrfs.send(path, parent=parent, output=file.fileno())
+    return target
+
+
+async def _received(host: Host, file: Path, directory: Path) -> Path:
+    with file.open("rb") as stream:
+        return await host.btrfs.receive(directory, input=stream.fileno())
+
+
+async def test_a_stream_and_what_follows_it(host: Host, disk: Path, place: Path) -> None:
+    await host.btrfs.create_subvolume(disk / "a")
+    (disk / "a/file").write_text("old")
+    await host.btrfs.snapshot(disk / "a", disk / "one", readonly=True)
+    (disk / "a/file").write_text("new")
+    await host.btrfs.snapshot(disk / "a", disk / "two", readonly=True)
+    streams = [await _sent(host, disk / "one", place), await _sent(host, disk / "two", place, disk / "one")]
+    (disk / "target").mkdir()
+    arrived = [await _received(host, stream, disk / "target") for stream in streams]
+    assert arrived == [disk / "target/one", disk / "target/two"]
+    assert [(path / "file").read_text() for path in arrived] == ["old", "new"]
+    assert await host.btrfs.uuid(arrived[0]) != await host.btrfs.uuid(arrived[1])
+
+
+@pytest.mark.parametrize("damage", ["cut", "other", "empty"])
+async def test_a_damaged_stream_leaves_nothing(host: Host, disk: Path, place: Path, damage: str) -> None:
+    await host.btrfs.create_subvolume(disk / "a")
+    (disk / "a/file").write_bytes(os.urandom(MIB))
+    await host.btrfs.set_readonly(disk / "a", True)
+    stream = await _sent(host, disk / "a", place)
+    whole = stream.read_bytes()
+    stream.write_bytes({"cut": whole[: len(whole) // 2], "other": b"nothing of the kind" * 100, "empty": b""}[damage])
+    (disk / "target").mkdir()
+    with pytest.raises(CommandFailed):
+        await _received(host, stream, disk / "target")
+    assert os.listdir(disk / "target") == []
+
+
+async def test_subvolumes_inside_are_listed_and_grafted(host: Host, disk: Path) -> None:
+    for name in ("a", "a/b", "a/b/c", "other"):
+        await host.btrfs.create_subvolume(disk / name)
+    (disk / "a/d").mkdir()
+    (disk / "other/file").write_text("content")
+    await host.btrfs.graft(disk / "other", disk / "a", "/d")
+    await host.btrfs.graft(disk / "other", disk / "a", "/b/e")
+    assert await host.btrfs.subvolumes(disk / "a") == ["b", "b/c", "b/e", "d"]
+    assert (disk / "a/b/e/file").read_text() == (disk / "a/d/file").read_text() == "content"
+    (disk / "a/d/file").write_text("changed")
+    assert (disk / "other/file").read_text() == "content"
+
+
+async def test_a_graft_stays_in_its_tree(host: Host, disk: Path) -> None:
+    for name in ("a", "other"):
+        await host.btrfs.create_subvolume(disk / name)
+    (disk / "a/out").symlink_to(disk)
+    for path in ("out/x", "../x"):
+        with pytest.raises(HostError):
+            await host.btrfs.graft(disk / "other", disk / "a", path)
+    assert not (disk / "x").exists()

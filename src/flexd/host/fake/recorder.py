@@ -25,7 +25,8 @@ class Recorder:
         self._failures: list[_Failure] = []
 
     def fail(self, method: str, error: BaseException, *, after: int = 0, times: int | None = None) -> None:
-        """Let a method raise: not in the next `after` calls, then `times` times (None: from then on)."""
+        """Let a method raise: not in the next `after` calls, then `times` times (None: from then on). "*": whichever
+        method changes something."""
         self._failures.append(_Failure(method, error, after, times))
 
     def heal(self) -> None:
@@ -34,16 +35,16 @@ class Recorder:
     def note(self, method: str, *arguments: object) -> None:
         """Called first by every method that changes something."""
         self.calls.append(Call(method, arguments))
-        self._raise_if_wanted(method)
+        self._raise_if_wanted(method, "*")
 
     def note_reading(self, method: str, *arguments: object) -> None:
         """Called first by every method that only looks."""
         self.readings.append(Call(method, arguments))
         self._raise_if_wanted(method)
 
-    def _raise_if_wanted(self, method: str) -> None:
+    def _raise_if_wanted(self, *methods: str) -> None:
         for failure in self._failures:
-            if failure.method != method:
+            if failure.method not in methods:
                 continue
             if failure.skip > 0:
                 failure.skip -= 1
