@@ -124,7 +124,7 @@ class Archives:
         tar = ["tar", "-xpf", "-", "-C", where, "--numeric-owner", "--acls", "--xattrs", "--warning=no-timestamp"]
         tar += ["--xattrs-include=user.*", "--xattrs-include=security.capability"]
         if "/" in member:
-            tar += [f"--strip-components={member.count('/')}", "--", member]
+            tar += [*_to_target(member), "--", member]
         commands = [confined(tar, stage=self._stage, target=target)]
         if form.compression is not None:
             commands.insert(0, powerless(form.compression.argv))
@@ -156,6 +156,15 @@ class Archives:
     async def _empty(self, directory: Path) -> None:
         for subdirectory in await asyncio.to_thread(_unlink_files, directory):
             await self._host.files.remove_tree(subdirectory)
+
+
+def _to_target(member: str) -> list[str]:
+    """Options by which tar puts a directory of the archive in the place of the target."""
+    parents, name = os.path.split(member)
+    if name == os.path.basename(TARGET):
+        return [f"--strip-components={len(parents.split('/'))}"]
+    # In names and what hard links lead to, not in symbolic links.
+    return [f"--transform=flags=rSh;s|^{member.replace('.', chr(92) + '.')}|{os.path.basename(TARGET)}|"]
 
 
 def _unlink_files(directory: Path) -> list[Path]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far a download is, in LXD's words."""
+"""How far a download, or an archive being made, is, in LXD's words."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 
@@ -23,3 +24,22 @@ class Meter:
             done = f"{100 * self._seen_bytes // self._total_bytes}%" if self._total_bytes else seen
             self._progress({self._key: f"{what}: {done} ({format_size(rate)}/s)"})
             yield chunk
+
+
+class PackMeter:
+    """Tells progress as LXD does, a few times a second; called from a thread."""
+
+    def __init__(self, progress: Progress, key: str, title: str, total_bytes: int) -> None:
+        self._progress, self._key, self._title, self._total = progress, key, title, total_bytes
+        self._loop = asyncio.get_running_loop()
+        self._begun = self._told = time.monotonic()
+
+    def tick(self, done_bytes: int) -> None:
+        now = time.monotonic()
+        if now - self._told < 0.25:
+            return
+        self._told = now
+        percent = min(100 * done_bytes // max(self._total, 1), 100)
+        speed = format_size(int(done_bytes / (now - self._begun)))
+        text = f"{self._title}: {percent}% ({speed}/s)"
+        self._loop.call_soon_threadsafe(self._progress, {f"{self._key}_progress": text})

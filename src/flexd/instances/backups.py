@@ -15,10 +15,11 @@ from flexd.api.times import ZERO_TIME, now
 from flexd.backups.shelf import Owner, Shelf, backup_url
 from flexd.host.contract import Host
 from flexd.images.compress import Compressor, algorithm_fault, find_compressor
+from flexd.images.meter import PackMeter
 from flexd.images.pack import Folder, Packer, Part, Text, Tree
 from flexd.instances.backup_format import Source, render_backup, render_index
 from flexd.instances.metadata import MetadataDocuments, MetadataRecord
-from flexd.instances.publish import Meter, render_metadata
+from flexd.instances.publish import render_metadata
 from flexd.instances.record import BackupRecord, InstanceRecord, instance_url
 from flexd.instances.registry import Registry, show_backup, show_instance, show_profile, show_snapshot
 from flexd.instances.stills import Still, Stills
@@ -160,7 +161,7 @@ class Backups:
         made = BackupRecord(backup, "", now(), post.expires_at or ZERO_TIME, alone)
         async with self._stills.hold(record.project, record.name, snapshots=not alone) as still:
             total_bytes = await self._size(still)
-            tick = Meter(progress, "create_backup", "Backing up", total_bytes).tick
+            tick = PackMeter(progress, "create_backup", "Backing up", total_bytes).tick
             await self._packer.pack(self._parts(still), incoming, program, tick)
         await self._shelf.keep((record.project, record.name), incoming, made, f'back up instance "{record.name}"')
         self._events.lifecycle("instance-backup-created", backup_url(record.url, backup), record.project)

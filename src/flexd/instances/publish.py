@@ -12,12 +12,12 @@ import yaml
 from flexd.api.architectures import package_architecture
 from flexd.api.errors import BadRequest
 from flexd.api.image import ImageMetadata, ImagesPost
-from flexd.api.units import format_size
 from flexd.host.contract import Host
 from flexd.images.compress import SQUASHFS, Compressor, find_compressor
 from flexd.images.depot import Known
 from flexd.images.images import Images
 from flexd.images.incoming import Incoming
+from flexd.images.meter import PackMeter
 from flexd.images.pack import Folder, Packer, Part, Text, Tree
 from flexd.images.sources import Fetched
 from flexd.instances.lifecycle import Lifecycle
@@ -96,7 +96,7 @@ class Publishing:
             await self._packer.pack(about, incoming.metadata, small, lambda _bytes: None)
             await incoming.adopt()
         else:
-            tick = Meter(progress, _PROGRESS, "Image pack", total_bytes).tick
+            tick = PackMeter(progress, _PROGRESS, "Image pack", total_bytes).tick
             parts = [*about, Tree(still.tree, "rootfs")]
             packed = await self._packer.pack(parts, incoming.metadata, program, tick)
             incoming.packed(packed.fingerprint, packed.size_bytes)
@@ -118,25 +118,6 @@ class _Publication:
         async with self._publishing.still(*self._where) as still:
             known = await self._publishing.write(still, self._post, self._program, incoming, progress)
         return Fetched(_PROGRESS, known=known)
-
-
-class Meter:
-    """Tells progress as LXD does, a few times a second; called from a thread."""
-
-    def __init__(self, progress: Progress, key: str, title: str, total_bytes: int) -> None:
-        self._progress, self._key, self._title, self._total = progress, key, title, total_bytes
-        self._loop = asyncio.get_running_loop()
-        self._begun = self._told = time.monotonic()
-
-    def tick(self, done_bytes: int) -> None:
-        now = time.monotonic()
-        if now - self._told < 0.25:
-            return
-        self._told = now
-        percent = min(100 * done_bytes // max(self._total, 1), 100)
-        speed = format_size(int(done_bytes / (now - self._begun)))
-        text = f"{self._title}: {percent}% ({speed}/s)"
-        self._loop.call_soon_threadsafe(self._progress, {f"{self._key}_progress": text})
 
 
 def template_parts(kept: MetadataRecord, mtime: int) -> list[Part]:

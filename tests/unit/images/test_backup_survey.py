@@ -74,7 +74,9 @@ def test_large_texts_and_much_beside():
     with pytest.raises(BadImage, match="more than 1048576"):
         survey(backup((entry("backup/snapshots/s1/metadata.yaml"), bytes(1 << 21))))
     with pytest.raises(BadImage, match="beside rootfs"):
-        survey(backup((entry("backup/container.bin"), bytes(33 << 20))))
+        survey(backup((entry("backup/other"), bytes(33 << 20))))
+    found = survey(backup((entry("backup/container.bin"), bytes(33 << 20))))
+    assert found.blobs == {"backup/container.bin"}
 
 
 def test_bombs():
