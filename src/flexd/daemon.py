@@ -13,6 +13,9 @@ from functools import partial
 from pathlib import Path
 
 from flexd.api.errors import FlexdError
+from flexd.backups.parts import Parts as VolumeParts
+from flexd.backups.volume_import import VolumeImport
+from flexd.backups.volumes import VolumeBackups
 from flexd.configuration import configuration
 from flexd.foundation import Foundation
 from flexd.host.contract import Features, Host
@@ -343,6 +346,11 @@ class Daemon(Foundation):
             directory=self.directory / "backups",
         )
 
+        place, of = self.directory / "volume-backups", (self._host, self.volumes, self.pools, self._mirror)
+        parts = VolumeParts(*of, self.journal, self.operations, locks, self.events, place)
+        self.volume_backups = VolumeBackups(parts, packer, self.config.get)
+        self.volume_import = VolumeImport(parts, Archives(self._host, stage))
+
     def _compose_sessions(self, terminals: Terminals, locks: Locks) -> None:
         """What reaches into containers."""
         registry, runtime, events, operations = self.registry, self.runtime, self.events, self.operations
@@ -402,6 +410,8 @@ class Daemon(Foundation):
             metadata=self.metadata,
             backups=self.backups,
             backup_import=self.backup_import,
+            volume_backups=self.volume_backups,
+            volume_import=self.volume_import,
             rebuild=self.rebuild,
             migration_source=self.migration_source,
             publishing=self.publishing,
@@ -439,6 +449,7 @@ class Daemon(Foundation):
         await self.images.prepare()
         await self.metadata_documents.sweep()
         await self.backups.prepare()
+        await self.volume_backups.prepare()
         await self.runtime.supervise(self.confinement.supervision)
         gone = await self.lifecycle.adopt()
         await self.ports.announce_all()
@@ -447,7 +458,8 @@ class Daemon(Foundation):
         resume = self.lifecycle.resume(gone, host_rebooted=host_rebooted)
         self._tasks.append(asyncio.create_task(resume, name="resume instances"))
         await self.warnings.refresh()
-        schedules = (self.snapshots.run_schedule, self.backups.run_schedule, self.volume_snapshots.run_schedule)
+        volumes = (self.volume_snapshots.run_schedule, self.volume_backups.run_schedule)
+        schedules = (self.snapshots.run_schedule, self.backups.run_schedule, *volumes)
         clock = every_minute(lambda _minute: self.warnings.refresh(), *schedules)
         self._tasks.append(asyncio.create_task(clock, name="keep time"))
         self._tasks.append(asyncio.create_task(self.upkeep.run(), name="upkeep of images"))

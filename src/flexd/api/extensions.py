@@ -131,6 +131,7 @@ API_EXTENSIONS: tuple[str, ...] = (
     "projects_limits_disk",
     "container_syscall_intercept_bpf_devices",
     "container_syscall_filtering_allow_deny_syntax",
+    "custom_volume_backup",
     "backup_override_name",
     "tpm_device_type",
     "projects_limits_instances",

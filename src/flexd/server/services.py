@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flexd.api.keys import Key
+from flexd.backups.volume_import import VolumeImport
+from flexd.backups.volumes import VolumeBackups
 from flexd.host.contract import Host
 from flexd.images.images import Images
 from flexd.instances.backup_import import BackupImport
@@ -58,6 +60,8 @@ class Services:
     logs: Logs
     backups: Backups
     backup_import: BackupImport
+    volume_backups: VolumeBackups
+    volume_import: VolumeImport
     metadata: Metadata
     rebuild: Rebuild
     migration_source: MigrationSource

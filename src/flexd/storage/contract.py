@@ -5,7 +5,7 @@
 A driver works below one directory of one pool and knows nothing of documents, projects or the API.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from pathlib import Path
@@ -87,6 +87,71 @@ class VolumeRef(Struct, frozen=True):
     name: str
 
 
+class Stream(Struct, frozen=True):
+    """One subvolume of a volume, or of its snapshot of this name, in a driver's own format; `path`: from the volume's
+    top, "/", as it is in a backup, where an instance's root file system is `/rootfs`."""
+
+    snapshot: str = ""
+    path: str = "/"
+    uuid: str = ""
+    readonly: bool = False
+
+
+Dress = Callable[[str, Path], None]
+"""Writes what a backup has beside `rootfs` into a directory, for a snapshot ("": the volume itself). In a thread."""
+
+
+class Outgoing(Struct, frozen=True):
+    """`write` fills a file descriptor, once, in the order of the list it comes in."""
+
+    stream: Stream
+    write: Callable[[int], Awaitable[None]]
+
+
+class Reception(Protocol):
+    """Streams that have arrived in a pool and are no volume yet."""
+
+    place: Path
+
+    async def take(self, stream: Stream, source: int) -> None:
+        """Read one from a descriptor; what it differs from came before it."""
+        ...
+
+    async def beside(self, snapshot: str) -> dict[str, bytes]:
+        """The small files beside an instance's `rootfs`, by their paths; `BadRequest` if there is no `rootfs`."""
+        ...
+
+
+class Streams(Protocol):
+    """A driver's own format of backups (LXD's `optimized_storage`): a stream for each subvolume, of which what follows
+    a snapshot holds what differs from that."""
+
+    def sending(
+        self, kind: VolumeKind, name: str, snapshots: Sequence[str], *, live: bool, dress: Dress | None
+    ) -> AbstractAsyncContextManager[Sequence[Outgoing]]:
+        """What a volume and these snapshots (the oldest first) hold now; the volume comes last. Instance volumes are
+        laid out as LXD's, with what `dress` adds."""
+        ...
+
+    def receiving(self) -> AbstractAsyncContextManager[Reception]:
+        """What arrived and became no volume is gone after the block, or at the next start."""
+        ...
+
+    async def create_from_streams(
+        self,
+        kind: VolumeKind,
+        name: str,
+        place: Path,
+        streams: Sequence[Stream],
+        *,
+        size_bytes: int,
+        owners: Mapping[str, IdMap],
+    ) -> None:
+        """A new volume with its snapshots of what a reception took, in that order, with `place` as its own. `owners`:
+        the maps that owners on disk are under, by snapshot. Whole or not at all; devices are left out."""
+        ...
+
+
 class Driver(Protocol):
     """One pool. Instance volumes hold `rootfs/`; every method is idempotent, so that a journalled step can be repeated
     and undone half-way. Failures are `HostError`/`CommandFailed` or the errors above."""
@@ -96,6 +161,11 @@ class Driver(Protocol):
     KEYS: tuple[Key, ...]  # pool configuration
     VOLUME_KEYS: tuple[Key, ...]
     optimized_images: bool  # keeps an unpacked image per pool
+
+    @property
+    def streams(self) -> Streams | None:
+        """Where the driver has a format of its own for backups."""
+        ...
 
     async def probe(self) -> str | None:
         """None if this host can run the driver, else why not."""

@@ -52,6 +52,10 @@ def config_faults(driver: str, config: Mapping[str, str], content_type: str, old
     return faults
 
 
+def is_content_type(text: str) -> bool:
+    return text in (FILESYSTEM, BLOCK, ISO)
+
+
 def file_of(volume: Path, content_type: str) -> Path | None:
     """The file that a volume consists of; None for a file system."""
     name = FILES.get(content_type)

@@ -44,11 +44,15 @@ from flexd.storage.contract import (
 from flexd.storage.copies import Moment, Place
 from flexd.storage.custom import FILESYSTEM, without_empty
 from flexd.storage.names import check_pool_name, owner_url, pool_url, split_snapshot, storage_name, volume_ref
+from flexd.store.contract import Delete, Put
 from flexd.store.documents import Document, Documents, Mirror
 
 log = logging.getLogger(__name__)
 
 UsedBy = Callable[[str], list[str]]
+
+# The folder of the documents of custom volumes' backups: they go, and are renamed, with their volume.
+BACKUPS = "volume-backups"
 
 POOL_KEYS = (Key("user.*", description="Free-form"),)
 _FIXED = ("source", "volatile.")
@@ -76,6 +80,7 @@ class Pools:
         self._directory = directory
         self._records = Documents(mirror, "storage-pools", PoolRecord)
         self._volumes = Documents(mirror, "storage-volumes", VolumeRecord)
+        self._backups = Documents(mirror, BACKUPS, msgspec.Raw)
         self._drivers: dict[str, Driver] = {}
         self._faults: dict[str, str] = {}
         self._supported: list[ServerStorageDriverInfo] | None = None
@@ -297,12 +302,17 @@ class Pools:
             return
         await self.driver(ref.pool).delete_volume(ref.kind, ref.name)
         found = [self._volumes.delete_op(document.path) for document in (*self._of(ref), *self._snapshots_of(ref))]
+        for volume in self._of(ref):
+            found += [self._backups.delete_op(backup.path) for backup in self._backups_of(volume.value)]
         await self._volumes.txn(found)
 
     async def rename_volume(self, ref: VolumeRef, new_name: str, project: str | None = None) -> None:
         """`new_name` is a storage name too, of the same project, or of `project`, to which it moves."""
         await self.driver(ref.pool).rename_volume(ref.kind, ref.name, new_name)
         target = VolumeRef(ref.pool, ref.kind, new_name)
+        for volume in self._of(ref):
+            owner = project or volume.value.project
+            await self._rename_backups(volume.value, owner, _name(target, owner))
         for document in (*self._of(ref), *self._snapshots_of(ref)):
             owner, snapshot = project or document.value.project, split_snapshot(document.value.name)[1]
             name = _name(target, owner)
@@ -509,6 +519,17 @@ class Pools:
         prefix = f"{ref.name}@"
         found = [(volume_ref(d.value).name, d) for d in self._volumes.list(ref.pool, ref.kind)]
         return [d for name, d in found if name.startswith(prefix) and snapshot in ("", name.removeprefix(prefix))]
+
+    def _backups_of(self, volume: VolumeRecord) -> list[Document[msgspec.Raw]]:
+        return self._backups.list(volume.pool, volume.project, volume.name) if volume.kind == "custom" else []
+
+    async def _rename_backups(self, volume: VolumeRecord, project: str, new_name: str) -> None:
+        ops: list[Put | Delete] = []
+        for backup in self._backups_of(volume):
+            path = (volume.pool, project, new_name, backup.path[-1])
+            ops += [self._backups.delete_op(backup.path), self._backups.put(path, backup.value)]
+        if ops:
+            await self._backups.txn(ops)
 
     async def _rename_document(self, document: Document[VolumeRecord], name: str, project: str) -> None:
         new = msgspec.structs.replace(document.value, name=name, project=project)

@@ -19,7 +19,7 @@ from flexd.api.errors import BadRequest, Conflict
 from flexd.api.idmap import IdMap
 from flexd.host.contract import Host, HostError
 from flexd.operations.undo import Undo
-from flexd.storage.contract import IdmapUnsupported, SnapshotNotFound, Unpack, View, VolumeInUse, VolumeKind
+from flexd.storage.contract import IdmapUnsupported, SnapshotNotFound, Streams, Unpack, View, VolumeInUse, VolumeKind
 from flexd.storage.directory import FROZEN, DirectoryDriver
 from flexd.storage.facts import read_fact, read_number, write_fact
 
@@ -37,6 +37,10 @@ class SnapshotDriver(DirectoryDriver):
         # Content that somebody is about to refer to, or looks at.
         self._pinned: Counter[str] = Counter()
         self._shown: dict[Path, IdMap] = {}
+
+    @property
+    def streams(self) -> Streams | None:
+        return None
 
     # --- what a driver may do better ---
 

@@ -61,12 +61,13 @@ async def create_volume(call: Call) -> web.Response:
 
 
 async def _import_volume(call: Call, kind: str) -> web.Response:
-    """`X-LXD-name` and `X-LXD-type: iso` say what the body is (extension: custom_volume_iso)."""
+    """`X-LXD-name` and `X-LXD-type` say what the body is: an ISO image (extension: custom_volume_iso) or a backup."""
     name, content = call.header("name") or "", call.header("type") or "backup"
-    if kind != "custom" or content != "iso":
+    if kind != "custom" or content not in ("iso", "backup"):
         raise BadRequest(f'Failed importing storage volume "{name}": content of type "{content}" is not supported')
     body = call.request.content.iter_any()
-    operation = await call.services.volumes.import_iso(call.param("pool"), call.owner("storage.volumes"), name, body)
+    make = call.services.volumes.import_iso if content == "iso" else call.services.volume_import.create
+    operation = await make(call.param("pool"), call.owner("storage.volumes"), name, body)
     return responses.background(operation.render())
 
 

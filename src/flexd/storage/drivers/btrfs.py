@@ -18,8 +18,8 @@ from flexd.api.units import is_true, parse_size
 from flexd.host.contract import CommandFailed, Spawned
 from flexd.operations.undo import Undo
 from flexd.storage.contract import PoolUnavailable, Unpack, VolumeKind
-from flexd.storage.drivers.dir import DirDriver
 from flexd.storage.facts import read_number, write_fact
+from flexd.storage.streams import StreamDriver
 
 _GIB = 1 << 30
 # LXD's default of a pool in a file: a fifth of what is free, within these bounds.
@@ -31,7 +31,7 @@ _LEAST_BYTES = 128 << 20
 Form = Literal["file", "device", "directory"]
 
 
-class BtrfsDriver(DirDriver):
+class BtrfsDriver(StreamDriver):
     name = "btrfs"
     optimized_images = True
     KEYS = (
