@@ -183,11 +183,9 @@ class VolumeImport:
 
     async def _adopt(self, unpacking: _Unpacking) -> None:
         record = unpacking.record
-        ref, streams = volume_ref(record), self._pools.driver(record.pool).streams
-        assert streams is not None  # they were received there
+        ref, place, order = volume_ref(record), Path(unpacking.place), unpacking.streams
         size_bytes = _size_bytes(record)
-        place, order = Path(unpacking.place), unpacking.streams
-        await streams.create_from_streams(ref.kind, ref.name, place, order, size_bytes=size_bytes, owners={})
+        await self._pools.create_from_streams(ref, record.project, place, order, size_bytes=size_bytes, owners={})
         for layer in unpacking.layers:
             if layer.snapshot:
                 await self._note(record, layer)

@@ -107,6 +107,10 @@ class Files(Protocol):
         """Copy with owners, modes, times, links, xattrs, ACLs, holes and device nodes; reflinks where there are any."""
         ...
 
+    async def copy_attributes(self, source: Path, target: Path) -> None:
+        """Give a directory another one's owner, mode, extended attributes (ACLs are some) and times."""
+        ...
+
     async def refresh_tree(self, source: Path, target: Path, *, by_content: bool = False) -> None:
         """Make a tree equal to another one, writing only what differs: by size and time, or, where times are not to be
         relied on, `by_content`, which reads both. Needs rsync."""

@@ -4,6 +4,7 @@
 import errno
 import fcntl
 import os
+import stat
 import sys
 from pathlib import Path
 
@@ -34,6 +35,9 @@ class LinuxFiles:
         # Not --one-file-system: a nested subvolume of btrfs looks like another one, and mounts were looked for above.
         await self._processes.run(["cp", "-aT", "--reflink=auto", "--", str(source), str(target)])
 
+    async def copy_attributes(self, source: Path, target: Path) -> None:
+        await self._threads.run(_copy_attributes, source, target)
+
     async def refresh_tree(self, source: Path, target: Path, *, by_content: bool = False) -> None:
         # -W: both are local, so a file that differs is written whole instead of being read on both sides.
         # -1: times are compared to the nanosecond. To the second, which is rsync's own way, a file that changes twice
@@ -57,6 +61,16 @@ class LinuxFiles:
 
     async def filesystem_type(self, path: Path) -> str:
         return await self._threads.run(_filesystem_type, path)
+
+
+def _copy_attributes(source: Path, target: Path) -> None:
+    with syscalls.naming(f"copy the attributes of {source} to {target}", "setxattr"):
+        found = os.stat(source)
+        os.chown(target, found.st_uid, found.st_gid)
+        target.chmod(stat.S_IMODE(found.st_mode))
+        for name in os.listxattr(source):
+            os.setxattr(target, name, os.getxattr(source, name))
+        os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns))
 
 
 def _encode_maps(old: IdMap, new: IdMap) -> bytes:

@@ -61,7 +61,7 @@ class Source(Struct, frozen=True):
 # --- writing -----------------------------------------------------------------------------------------------------
 
 
-def render_index(source: Source, backend: str) -> bytes:
+def render_index(source: Source, backend: str, *, optimized: bool = False) -> bytes:
     """backup/index.yaml."""
     instance = source.instance
     document = {
@@ -69,8 +69,8 @@ def render_index(source: Source, backend: str) -> bytes:
         "backend": backend,
         "pool": source.pool.name,
         **({"snapshots": [snapshot.name for snapshot in source.snapshots]} if source.snapshots else {}),
-        "optimized": False,
-        "optimized_header": False,
+        "optimized": optimized,
+        "optimized_header": optimized,
         "type": instance.type,
         "config": _config(source),
     }
@@ -156,11 +156,6 @@ def _plain(value: Any) -> Any:
 def parse_index(text: bytes, name: str) -> BackupIndex:
     """`BadBackup` says what cannot be restored; `name` is the file's, for that."""
     index = parse(text, BackupIndex, f"index.yaml of backup {name}")
-    if index.optimized:
-        raise BadBackup(
-            f'Failed restoring backup {name}: it is in the optimized format of the storage driver "{index.backend}"; '
-            "export it without --optimized-storage"
-        )
     if index.type not in ("", "container"):
         raise BadBackup(f'Failed restoring backup {name}: instances of type "{index.type}" are not supported')
     if not index.name:

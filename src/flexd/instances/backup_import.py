@@ -22,6 +22,7 @@ from flexd.api.instance import Instance
 from flexd.api.instance_snapshot import InstanceSnapshot
 from flexd.api.times import now
 from flexd.backups.document import BadBackup
+from flexd.backups.optimized import INSTANCE, expected_streams, receive_streams, require_streams
 from flexd.host.contract import Host
 from flexd.images.archive import Archives, free_space_fault
 from flexd.images.backup_survey import BackupSurvey, read_index, survey_backup
@@ -50,7 +51,7 @@ from flexd.operations.events import Events
 from flexd.operations.journal import Journal
 from flexd.operations.locks import Locks
 from flexd.operations.operations import Operation, Operations
-from flexd.storage.contract import PoolNotFound, VolumeRef
+from flexd.storage.contract import PoolNotFound, Reception, Stream, VolumeRef
 from flexd.storage.pools import Pools, scratch_of
 from flexd.store.contract import RevisionConflict
 
@@ -74,6 +75,13 @@ class Layer(Struct, frozen=True):
     snapshot: str
     member: str
     idmap: str = ""
+
+
+class Arrived(Struct, frozen=True):
+    """Streams of a driver's own that are in the pool already, and where."""
+
+    place: str
+    streams: list[Stream]
 
 
 class _Judged(Struct):
@@ -123,14 +131,16 @@ class BackupImport:
             await incoming.write_metadata(body)
             index = await self._index(incoming.metadata)
             name = self._resolver.free_name(project, overrides.name or index.name)
-            self._pool(project, index, overrides)
+            pool = self._pool(project, index, overrides)
+            if index.optimized:
+                require_streams(self._pools.driver(pool), index.backend)
         except BaseException:
             await incoming.discard()
             raise
 
         async def run(operation: Operation) -> None:
             try:
-                await self._import(project, name, incoming, overrides, operation.progress)
+                await self._import(project, name, index, incoming, overrides, operation.progress)
             finally:
                 await incoming.discard()
 
@@ -158,20 +168,46 @@ class BackupImport:
             return root[1]["pool"]
 
     async def _import(
-        self, project: str, name: str, incoming: Incoming, overrides: Overrides, progress: Progress
+        self,
+        project: str,
+        name: str,
+        index: BackupIndex,
+        incoming: Incoming,
+        overrides: Overrides,
+        progress: Progress,
     ) -> None:
         progress({"import_progress": "Checking backup"})
-        survey = await self._survey(incoming.metadata)
-        judged = await self._judge(project, name, survey, overrides)
+        file = incoming.metadata
+        survey = await self._survey(file)
+        pool = self._pool(project, index, overrides)
+        await self._check_space(pool, survey)
+        async with contextlib.AsyncExitStack() as stack:
+            arrived = None
+            if index.optimized:
+                streams = require_streams(self._pools.driver(pool), index.backend)
+                reception = await stack.enter_async_context(streams.receiving())
+                progress({"import_progress": "Unpacking the streams"})
+                arrived = await self._receive(index, survey, file, reception)
+            judged = await self._judge(project, name, survey, overrides)
+            async with self._locks.hold(f"instance/{project}/{name}", "import"):
+                try:
+                    await self._journal.run(_plan(judged, file, arrived), progress)
+                except RevisionConflict as error:
+                    raise Conflict(f'Failed restoring instance "{name}": the name was taken meanwhile') from error
         record = judged.record
-        await self._check_space(record.pool, survey)
-        async with self._locks.hold(f"instance/{project}/{name}", "import"):
-            try:
-                await self._journal.run(_plan(judged, incoming.metadata), progress)
-            except RevisionConflict as error:
-                raise Conflict(f'Failed restoring instance "{name}": the name was taken meanwhile') from error
         await self._lifecycle.announce_ports(judged.expanded)
         self._events.lifecycle("instance-created", record.url, project, {"type": record.type})
+
+    async def _receive(self, index: BackupIndex, survey: BackupSurvey, file: Path, reception: Reception) -> Arrived:
+        """What the streams hold beside the root file systems is added to the survey, as if it were in the archive."""
+        expected = expected_streams(survey.header, index.snapshots, INSTANCE, survey.blobs)
+        with _as_backup():
+            streams = await receive_streams(self._archives, file, _NAME, expected, reception)
+        for snapshot in (*index.snapshots, ""):
+            base = f"backup/snapshots/{snapshot}" if snapshot else _CONTAINER
+            survey.roots.add(base)
+            survey.files |= {f"{base}/{path}": text for path, text in (await reception.beside(snapshot)).items()}
+        return Arrived(str(reception.place), streams)
 
     # --- judging -----------------------------------------------------------------------------------------------------
 
@@ -303,20 +339,34 @@ class BackupImport:
 
     async def _unpack(self, args: Args, progress: Progress) -> None:
         """The oldest snapshot first; what follows is written as what differs, so that they share the rest."""
-        ref = VolumeRef(args["pool"], "container", args["volume"])
-        layers = msgspec.convert(args["layers"], list[Layer])
-        dates = msgspec.convert(args["dates"], dict[str, tuple[Any, Any]])
+        ref, layers = _volume_of(args), msgspec.convert(args["layers"], list[Layer])
+        if args["arrived"] is not None:
+            await self._adopt(ref, layers, args)
+            return
         for number, layer in enumerate(layers):
             fill = self._filler(Path(args["file"]), layer, f"{number + 1}/{len(layers)}", progress)
             if number == 0:
                 await self._pools.create_from_tree(ref, args["project"], fill, size_bytes=args["size_bytes"])
             else:
                 await self._pools.refresh_from_tree(ref, fill)
-            if layer.snapshot:
-                created_at, expires_at = (msgspec.convert(date, _DATE) for date in dates[layer.snapshot])
-                await self._pools.create_snapshot(
-                    ref, layer.snapshot, args["project"], created_at=created_at, expires_at=expires_at
-                )
+            await self._note_snapshot(ref, layer, args)
+
+    async def _adopt(self, ref: VolumeRef, layers: list[Layer], args: Args) -> None:
+        arrived = msgspec.convert(args["arrived"], Arrived)
+        owners = {layer.snapshot: from_wire(layer.idmap) for layer in layers}
+        place, streams, size_bytes = Path(arrived.place), arrived.streams, args["size_bytes"]
+        await self._pools.create_from_streams(
+            ref, args["project"], place, streams, size_bytes=size_bytes, owners=owners
+        )
+        for layer in layers:
+            await self._note_snapshot(ref, layer, args)
+
+    async def _note_snapshot(self, ref: VolumeRef, layer: Layer, args: Args) -> None:
+        if layer.snapshot:
+            created_at, expires_at = (msgspec.convert(date, _DATE) for date in args["dates"][layer.snapshot])
+            await self._pools.create_snapshot(
+                ref, layer.snapshot, args["project"], created_at=created_at, expires_at=expires_at
+            )
 
     def _filler(self, file: Path, layer: Layer, which: str, progress: Progress) -> Any:
         def percent(number: int) -> None:
@@ -331,7 +381,7 @@ class BackupImport:
         return fill
 
     async def _ununpack(self, args: Args) -> None:
-        ref = VolumeRef(args["pool"], "container", args["volume"])
+        ref = _volume_of(args)
         await self._pools.delete_volume(scratch_of(ref))
         await self._pools.delete_volume(ref)
 
@@ -349,6 +399,10 @@ def _as_backup() -> Any:
         raise BadBackup(str(error).replace("Invalid image ", "Invalid backup ", 1)) from error
 
 
+def _volume_of(args: Args) -> VolumeRef:
+    return VolumeRef(args["pool"], "container", args["volume"])
+
+
 def _is_kept(key: str) -> bool:
     return key.startswith(("image.", "volatile."))
 
@@ -362,7 +416,7 @@ def _chosen(config: BackupConfig, index: BackupIndex) -> list[InstanceSnapshot]:
     return sorted(found, key=lambda snapshot: snapshot.created_at)
 
 
-def _plan(judged: _Judged, file: Path) -> Plan:
+def _plan(judged: _Judged, file: Path, arrived: Arrived | None) -> Plan:
     """Undone by a restarted daemon: the file that it was made of is gone then."""
     record = judged.record
     where = {"project": record.project, "name": record.name}
@@ -371,6 +425,7 @@ def _plan(judged: _Judged, file: Path) -> Plan:
         "pool": record.pool,
         "volume": record.storage_name,
         "file": str(file),
+        "arrived": None if arrived is None else msgspec.to_builtins(arrived),
         "layers": [msgspec.to_builtins(layer) for layer in judged.layers],
         "dates": {each.name: msgspec.to_builtins((each.created_at, each.expires_at)) for each in judged.snapshots},
         "size_bytes": root_size_bytes(judged.expanded),

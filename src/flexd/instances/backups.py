@@ -2,16 +2,20 @@
 """Backups of instances: files in LXD's format, kept here until they are fetched, deleted or expired."""
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from flexd.api.errors import BadRequest, NotFound
+import msgspec
+
+from flexd.api.errors import NotFound
 from flexd.api.instance_backup import InstanceBackup, InstanceBackupPost, InstanceBackupsPost
 from flexd.api.keys import Key
 from flexd.api.times import ZERO_TIME, now
+from flexd.backups.optimized import INSTANCE, stream_parts
 from flexd.backups.shelf import Owner, Shelf, backup_url
 from flexd.host.contract import Host
 from flexd.images.compress import Compressor, algorithm_fault, find_compressor
@@ -29,6 +33,7 @@ from flexd.operations.journal import Journal
 from flexd.operations.locks import Locks
 from flexd.operations.operations import Operation, Operations
 from flexd.projects.projects import Projects
+from flexd.storage.contract import Dress
 from flexd.storage.pools import Pools
 from flexd.store.contract import If
 from flexd.store.documents import Document
@@ -133,12 +138,6 @@ class Backups:
         self._projects.check_backups(project)
         algorithm = post.compression_algorithm or self._setting(project, "backups.compression_algorithm")
         program = await asyncio.to_thread(find_compressor, algorithm)
-        if post.optimized_storage:
-            driver = self._pools.record(record.pool).driver
-            raise BadRequest(
-                f'Failed backing up instance "{name}": the storage driver "{driver}" has no optimized format of its '
-                "own; leave out optimized_storage"
-            )
         owner = (project, name)
         backup = post.name or self._shelf.next_name(owner)
         self._shelf.check_free(owner, backup)
@@ -158,28 +157,59 @@ class Backups:
     ) -> None:
         alone = post.instance_only or post.container_only
         incoming = self._shelf.incoming()
-        made = BackupRecord(backup, "", now(), post.expires_at or ZERO_TIME, alone)
-        async with self._stills.hold(record.project, record.name, snapshots=not alone) as still:
-            total_bytes = await self._size(still)
+        made = BackupRecord(backup, "", now(), post.expires_at or ZERO_TIME, alone, post.optimized_storage)
+        async with self._held(record, post, alone) as (parts, total_bytes):
             tick = PackMeter(progress, "create_backup", "Backing up", total_bytes).tick
-            await self._packer.pack(self._parts(still), incoming, program, tick)
+            await self._packer.pack(parts, incoming, program, tick)
         await self._shelf.keep((record.project, record.name), incoming, made, f'back up instance "{record.name}"')
         self._events.lifecycle("instance-backup-created", backup_url(record.url, backup), record.project)
+
+    @contextlib.asynccontextmanager
+    async def _held(
+        self, record: InstanceRecord, post: InstanceBackupsPost, alone: bool
+    ) -> AsyncIterator[tuple[Sequence[Part], int]]:
+        """What goes into the archive, in LXD's order (the index, the snapshots, the instance), and about how much it
+        is. A driver without a format of its own is not asked for it, as in LXD."""
+        where, streams = (record.project, record.name), self._pools.driver(record.pool).streams
+        if streams is None or not post.optimized_storage:
+            async with self._stills.hold(*where, snapshots=not alone) as still:
+                yield self._parts(still), await self._size(still)
+            return
+        async with self._stills.hold_streams(*where, streams, self._dress, snapshots=not alone) as (still, outgoing):
+            parts = [self._index(still, optimized=True), *stream_parts(outgoing, INSTANCE)]
+            yield parts, await self._pools.disk_usage(record.volume)
 
     async def _size(self, still: Still) -> int:
         trees = [still.tree, *(tree for _, tree in still.snapshots)]
         return sum([await self._host.files.disk_usage(tree) for tree in trees if tree is not None])
 
-    def _parts(self, still: Still) -> list[Part]:
-        """In LXD's order: the index, the snapshots, the instance."""
-        source = self._source(still)
-        backup = render_backup(source)
+    def _index(self, still: Still, *, optimized: bool = False) -> Part:
         driver = self._pools.record(still.record.pool).driver
-        parts: list[Part] = [Text("backup/index.yaml", render_index(source, driver))]
+        return Text("backup/index.yaml", render_index(self._source(still), driver, optimized=optimized))
+
+    def _parts(self, still: Still) -> list[Part]:
+        backup = render_backup(self._source(still))
+        parts = [self._index(still)]
         for snapshot, tree in still.snapshots:
             parts += self._volume_parts(f"backup/snapshots/{snapshot.name}", snapshot.instance, tree, backup)
-        assert still.tree is not None
         return parts + self._volume_parts("backup/container", still.record, still.tree, backup)
+
+    def _dress(self, still: Still) -> Dress:
+        """Writes what is beside a root file system."""
+        backup = render_backup(self._source(still))
+        records = {"": still.record} | {snapshot.name: snapshot.instance for snapshot, _ in still.snapshots}
+        texts = {name: [self._backup_text(backup), *self._image_parts(record)] for name, record in records.items()}
+
+        def dress(snapshot: str, top: Path) -> None:
+            for part in texts[snapshot]:
+                path = top / part.name
+                if isinstance(part, Text):
+                    path.write_bytes(part.data)
+                else:
+                    path.mkdir()
+                path.chmod(part.mode)
+
+        return dress
 
     def _source(self, still: Still) -> Source:
         """In the API's words. The status is of no use to whoever restores it."""
@@ -193,15 +223,26 @@ class Backups:
             [show_profile(profile, []) for profile in profiles],
         )
 
-    def _volume_parts(self, base: str, record: InstanceRecord, tree: Path, backup: bytes) -> list[Part]:
+    def _volume_parts(self, base: str, record: InstanceRecord, tree: Path | None, backup: bytes) -> list[Part]:
+        assert tree is not None  # held as trees
+        beside = [self._backup_text(backup), *self._image_parts(record)]
+        named: list[Part] = [msgspec.structs.replace(part, name=f"{base}/{part.name}") for part in beside]
+        # As in LXD's, the root file system comes behind what describes it and before the templates.
+        described = 2 if record.metadata else 1
+        return [Folder(base, 0o100), *named[:described], Tree(tree, f"{base}/rootfs"), *named[described:]]
+
+    def _backup_text(self, backup: bytes) -> Text:
+        return Text("backup.yaml", backup, 0o400)
+
+    def _image_parts(self, record: InstanceRecord) -> list[Text | Folder]:
+        """What it keeps of its image."""
         kept = self._metadata.of(record) or MetadataRecord()
-        parts: list[Part] = [Folder(base, 0o100), Text(f"{base}/backup.yaml", backup, 0o400)]
+        parts: list[Text | Folder] = []
         if record.metadata:
-            parts.append(Text(f"{base}/metadata.yaml", render_metadata(kept.metadata)))
-        parts.append(Tree(tree, f"{base}/rootfs"))
+            parts.append(Text("metadata.yaml", render_metadata(kept.metadata)))
         if kept.templates:
-            parts.append(Folder(f"{base}/templates"))
-            parts += [Text(f"{base}/templates/{name}", text.encode()) for name, text in sorted(kept.templates.items())]
+            parts.append(Folder("templates"))
+            parts += [Text(f"templates/{name}", text.encode()) for name, text in sorted(kept.templates.items())]
         return parts
 
     # --- renaming and deleting ---

@@ -2,7 +2,7 @@
 """What an instance's files are at one moment, held still for as long as it takes to write them somewhere."""
 
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 from msgspec import Struct
@@ -12,15 +12,20 @@ from flexd.instances.lifecycle import Lifecycle
 from flexd.instances.record import InstanceRecord, SnapshotRecord
 from flexd.instances.registry import Registry
 from flexd.operations.locks import Locks
+from flexd.storage.contract import Dress, Outgoing, Streams
 from flexd.storage.pools import Pools
 
 
 class Still(Struct, frozen=True):
-    """Records and read-only trees that belong together, ids as an image has them. `snapshots`: the oldest first."""
+    """Records and read-only trees that belong together, ids as an image has them. `snapshots`: the oldest first. Where
+    they are held as streams there are no trees."""
 
     record: InstanceRecord
     tree: Path | None
-    snapshots: Sequence[tuple[SnapshotRecord, Path]] = ()
+    snapshots: Sequence[tuple[SnapshotRecord, Path | None]] = ()
+
+
+DressFor = Callable[[Still], Dress]
 
 
 class Stills:
@@ -45,6 +50,23 @@ class Stills:
                 async with self._lifecycle.quiet(record), self._locks.hold(record.root_key, "backup"):
                     tree = await stack.enter_async_context(self._view(record))
             yield Still(record, tree, views)
+
+    @contextlib.asynccontextmanager
+    async def hold_streams(
+        self, project: str, name: str, streams: Streams, dress: DressFor, *, snapshots: bool
+    ) -> AsyncIterator[tuple[Still, Sequence[Outgoing]]]:
+        """The same in the format of a pool's driver; what comes beside a root file system is written by `dress`."""
+        async with contextlib.AsyncExitStack() as stack:
+            async with self._locks.hold(f"instance/{project}/{name}", "backup"):
+                record = self._registry.instance(project, name)
+                kept = self._registry.snapshots_of(record) if snapshots else []
+                still = Still(record, None, [(each, None) for each in kept])
+                names = [each.name for each, _ in still.snapshots]
+                async with self._lifecycle.quiet(record), self._locks.hold(record.root_key, "backup"):
+                    live = self._lifecycle.running(record) is not None
+                    sending = streams.sending("container", record.storage_name, names, live=live, dress=dress(still))
+                    outgoing = await stack.enter_async_context(sending)
+            yield still, outgoing
 
     @contextlib.asynccontextmanager
     async def hold_snapshot(self, project: str, name: str, snapshot: str) -> AsyncIterator[Still]:

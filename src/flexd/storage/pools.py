@@ -37,6 +37,7 @@ from flexd.storage.contract import (
     PoolNotFound,
     PoolRecord,
     PoolUnavailable,
+    Stream,
     Unpack,
     VolumeRecord,
     VolumeRef,
@@ -281,6 +282,24 @@ class Pools:
         """A volume whose files the caller writes into an empty directory, with ids as an image has them (a backup)."""
         size_bytes = size_bytes or self.default_size(ref.pool)
         await self.driver(ref.pool).create_from_tree(ref.kind, ref.name, fill, size_bytes=size_bytes)
+        await self._note(VolumeRecord(_name(ref, project), ref.pool, ref.kind, project, created_at=now()))
+
+    async def create_from_streams(
+        self,
+        ref: VolumeRef,
+        project: str,
+        place: Path,
+        streams: Sequence[Stream],
+        *,
+        size_bytes: int,
+        owners: Mapping[str, IdMap],
+    ) -> None:
+        """A volume of what a reception of its pool took (`Streams.create_from_streams`); the documents of its snapshots
+        are made by `create_snapshot`, which finds them there."""
+        own = self.driver(ref.pool).streams
+        assert own is not None  # they were received there
+        size_bytes = size_bytes or self.default_size(ref.pool)
+        await own.create_from_streams(ref.kind, ref.name, place, streams, size_bytes=size_bytes, owners=owners)
         await self._note(VolumeRecord(_name(ref, project), ref.pool, ref.kind, project, created_at=now()))
 
     async def refresh_from_tree(self, ref: VolumeRef, fill: Unpack) -> None:

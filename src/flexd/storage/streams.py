@@ -56,7 +56,7 @@ class StreamDriver(DirDriver):
                 top = staging / (snapshot or _NOW)
                 await self._host.btrfs.snapshot(self._directory / content / "data", top)
                 if kind != "custom":
-                    await asyncio.to_thread(_wrap, top)
+                    await self._wrap(top)
                 if dress is not None:
                     await asyncio.to_thread(dress, snapshot or "", top)
                 await self._host.btrfs.set_readonly(top, True)
@@ -136,7 +136,19 @@ class StreamDriver(DirDriver):
         for number, path in nested:
             await self._host.btrfs.graft(place / str(number), data, path)
         if kind != "custom":
-            await asyncio.to_thread(_unwrap, data)
+            await self._unwrap(data)
+
+    async def _wrap(self, top: Path) -> None:
+        """What is in a directory goes into `rootfs` in it, with what the directory had."""
+        inner = await asyncio.to_thread(_move_down, top)
+        await self._host.files.copy_attributes(top, inner)
+        await asyncio.to_thread(_close, top, inner)
+
+    async def _unwrap(self, top: Path) -> None:
+        """The other way round; what was beside it goes."""
+        inner = await asyncio.to_thread(_move_up, top)
+        await self._host.files.copy_attributes(inner, top)
+        await asyncio.to_thread(inner.rmdir)
 
     async def _clean(self, data: Path, idmap: IdMap) -> None:
         """As what is unpacked from an archive: no devices (overlayfs marks of a container engine are none), owners as
@@ -169,22 +181,20 @@ class _Reception:
 # --- in threads ------------------------------------------------------------------------------------------------------
 
 
-def _wrap(top: Path) -> None:
-    """What is in a directory goes into `rootfs` in it, with the directory's owner, mode and attributes."""
+def _move_down(top: Path) -> Path:
     names, inner = os.listdir(top), top / f".{_ROOTFS}-{secrets.token_hex(8)}"
     inner.mkdir(mode=0o700)
     for name in names:
         (top / name).rename(inner / name)
-    _take_over(top, inner)
+    return inner
+
+
+def _close(top: Path, inner: Path) -> None:
     inner.rename(top / _ROOTFS)
-    for attribute in os.listxattr(top):
-        os.removexattr(top, attribute)
-    os.chown(top, 0, 0)
     top.chmod(0o100)
 
 
-def _unwrap(top: Path) -> None:
-    """The other way round; what was beside it goes."""
+def _move_up(top: Path) -> Path:
     inner = top / f".{_ROOTFS}-{secrets.token_hex(8)}"
     for name in os.listdir(top):
         if name == _ROOTFS:
@@ -195,17 +205,7 @@ def _unwrap(top: Path) -> None:
             (top / name).unlink()
     for name in os.listdir(inner):
         (inner / name).rename(top / name)
-    _take_over(inner, top)
-    inner.rmdir()
-
-
-def _take_over(source: Path, target: Path) -> None:
-    found = os.stat(source)
-    os.chown(target, found.st_uid, found.st_gid)
-    target.chmod(stat.S_IMODE(found.st_mode))
-    for attribute in os.listxattr(source):
-        os.setxattr(target, attribute, os.getxattr(source, attribute))
-    os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns))
+    return inner
 
 
 def _read_beside(top: Path, snapshot: str) -> dict[str, bytes]:

@@ -85,6 +85,22 @@ async def test_copying_a_tree(host: Host, place: Path) -> None:
     assert (stat.S_IMODE(copied.st_mode), copied.st_mtime_ns) == (0o1750, 10**18 + 5)
 
 
+async def test_attributes_of_a_directory(host: Host, place: Path, real: bool) -> None:
+    for name in ("source", "target"):
+        (place / name).mkdir()
+    (place / "source").chmod(0o1750)
+    os.setxattr(place / "source", "user.kept", b"value")
+    os.utime(place / "source", (1000, 2000))
+    if real and os.geteuid() == 0:
+        os.chown(place / "source", 5, 6)
+    await host.files.copy_attributes(place / "source", place / "target")
+    assert stat.S_IMODE((place / "target").stat().st_mode) == 0o1750
+    if real:
+        source, target = (place / "source").stat(), (place / "target").stat()
+        assert os.getxattr(place / "target", "user.kept") == b"value"
+        assert (target.st_uid, target.st_gid, target.st_mtime) == (source.st_uid, source.st_gid, source.st_mtime)
+
+
 async def test_copying_what_is_not_there(host: Host, place: Path) -> None:
     with pytest.raises(HostError, match="absent"):
         await host.files.copy_tree(place / "absent", place / "target")

@@ -91,7 +91,6 @@ def test_texts_survive():
     [
         (b"[", "index.yaml"),
         (b"- a\n", "index.yaml"),
-        (b"name: c1\noptimized: true\nbackend: zfs\n", 'optimized format of the storage driver "zfs"'),
         (b"name: v1\ntype: virtual-machine\n", '"virtual-machine" are not supported'),
         (b"pool: p\n", "name is missing"),
         (b"name: c1\nsnapshots: 5\n", "snapshots"),

@@ -18,6 +18,7 @@ from flexd.api.instance_backup import InstanceBackupPost, InstanceBackupsPost
 from flexd.api.instance_snapshot import InstanceSnapshotsPost
 from flexd.api.storage_pool import StoragePoolsPost
 from flexd.api.times import now
+from flexd.host.contract import HostError
 from flexd.instances.backup_import import Overrides, parse_overrides
 from flexd.instances.firstboot import APPLY_TEMPLATE, INSTANCE_ID
 from flexd.operations.contract import Plan, Step
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="confining programs ne
 
 
 def _let_tar_run(home: House) -> None:
-    home.host.processes.harmless |= {"unshare", "setpriv", "rsync"}
+    home.host.processes.harmless |= {"unshare", "setpriv", "rsync", "find"}
 
 
 @pytest.fixture
@@ -36,6 +37,7 @@ async def home(tmp_path: Path) -> AsyncIterator[House]:
     async with house(tmp_path) as made:
         _let_tar_run(made)
         await made.daemon.pools.create(StoragePoolsPost(name="other", driver="dir"))
+        await made.daemon.pools.create(StoragePoolsPost(name="bt", driver="btrfs", config={"size": "1GiB"}))
         yield made
 
 
@@ -165,7 +167,6 @@ async def test_expired_ones_are_deleted(home: House):
         ({"name": "a/b"}, "may not contain slashes"),
         ({"compression_algorithm": "foo"}, 'Invalid compression algorithm "foo"'),
         ({"compression_algorithm": "squashfs"}, "Invalid compression algorithm"),
-        ({"optimized_storage": True}, 'driver "overlay" has no optimized format'),
     ],
 )
 async def test_bad_requests(home: House, fields: dict, fault: str):
@@ -338,6 +339,78 @@ async def test_an_archive_cut_off_leaves_nothing(home: House):
     with pytest.raises(FlexdError, match="Invalid backup"):
         await _restore(home, data.rstrip(b"\0")[:-700], name="c2")
     assert (home.host_state(), _files(home)) == before
+
+
+# --- in a driver's own format ---
+
+
+async def _prepared_on_btrfs(home: House) -> None:
+    await _prepared(home)
+    data = await _exported(home)
+    await home.delete()
+    await _restore(home, data, pool="bt")
+    await home.daemon.backups.run_schedule(now())
+
+
+async def test_streams_where_a_driver_has_them(home: House):
+    await _prepared_on_btrfs(home)
+    found = _members(await _exported(home, optimized_storage=True))
+    names = ("index.yaml", "optimized_header.yaml", "snapshots/s0.bin", "container.bin")
+    assert found == [f"backup/{name}" for name in names]
+    assert home.daemon.backups.show_all(PROJECT, "c1")[0].optimized_storage
+    found = _members(await _exported(home, optimized_storage=True, instance_only=True))
+    assert found[1:] == ["backup/optimized_header.yaml", "backup/container.bin"]
+
+
+async def test_asked_for_where_there_are_none_they_are_left_out(home: House):
+    """As LXD does: the backup is of the usual kind."""
+    await _prepared(home)
+    assert "backup/container/rootfs/file" in _members(await _exported(home, optimized_storage=True))
+
+
+@pytest.mark.parametrize("running", [False, True])
+async def test_streams_restored(home: House, running: bool):
+    await _prepared_on_btrfs(home)
+    old = home.daemon.registry.instance(PROJECT, "c1")
+    if running:
+        await home.act("start")
+    data = await _exported(home, optimized_storage=True)
+    await _restore(home, data, name="c2")
+    record = home.daemon.registry.instance(PROJECT, "c2")
+    assert (record.pool, record.metadata, record.config["user.kept"]) == ("bt", old.metadata, "1")
+    assert await _text(home, "/file", "c2") == "new"
+    snapshot = home.daemon.snapshots.show(PROJECT, "c2", "s0")
+    assert snapshot.expires_at == datetime(2040, 1, 2, 3, 4, 5, tzinfo=UTC)
+    await home.done(await home.daemon.snapshots.restore(PROJECT, "c2", "s0", stateful=False))
+    assert await _text(home, "/file", "c2") == "old"
+    rootfs = home.daemon.directory / "storage-pools" / "bt" / "containers" / "c2" / "data"
+    assert sorted(os.listdir(rootfs)) == ["file"]
+    with pytest.raises(BadRequest, match='driver "btrfs" differs from the target storage pool driver "overlay"'):
+        await _restore(home, data, name="c3", pool="default")
+
+
+async def test_the_host_fails_at_each_of_its_calls(home: House):
+    """The k-th change of the host fails, for every k until it all succeeds: nothing is left each time."""
+    await _prepared_on_btrfs(home)
+    data = await _exported(home, optimized_storage=True, instance_only=True)
+    pool = home.daemon.pools.driver("bt")
+    await pool.settle()
+    frozen = home.daemon.directory / "storage-pools" / "bt" / "frozen"
+    before, failures = (home.host_state(), _files(home), sorted(os.listdir(frozen))), 0
+    for k in range(200):
+        home.host.fail(method="*", error=HostError("the test says no", 5), after=k, times=1)
+        try:
+            await _restore(home, data, name="c2", pool="bt")
+        except (FlexdError, OSError):
+            failures += 1
+        else:
+            break
+        finally:
+            home.host.heal()
+        await pool.settle()
+        assert (home.host_state(), _files(home), sorted(os.listdir(frozen))) == before, k
+    assert failures > 3
+    assert await _text(home, "/file", "c2") == "new"
 
 
 # --- publishing ---

@@ -45,6 +45,11 @@ class FakeFiles:
         mounted = self._mounts.at_or_below(source)
         await self._real.copy_tree(await self._threads.run(source.resolve) if mounted else source, target)
 
+    async def copy_attributes(self, source: Path, target: Path) -> None:
+        """Not extended ones: some are the fake host's own."""
+        self._recorder.note("files.copy_attributes", source, target)
+        await self._threads.run(lambda: target.chmod(source.stat().st_mode & 0o7777))
+
     async def refresh_tree(self, source: Path, target: Path, *, by_content: bool = False) -> None:
         self._recorder.note("files.refresh_tree", source, target)
         await self._threads.run(_replace_content, source, target)
