@@ -346,9 +346,12 @@ class Daemon(Foundation):
             directory=self.directory / "backups",
         )
 
-        place, of = self.directory / "volume-backups", (self._host, self.volumes, self.pools, self._mirror)
+        place, of = (
+            self.directory / "volume-backups",
+            (self._host, self.volumes, self.pools, self.projects, self._mirror),
+        )
         parts = VolumeParts(*of, self.journal, self.operations, locks, self.events, place)
-        self.volume_backups = VolumeBackups(parts, packer, self.config.get)
+        self.volume_backups = VolumeBackups(parts, packer, self._setting)
         self.volume_import = VolumeImport(parts, Archives(self._host, stage))
 
     def _compose_sessions(self, terminals: Terminals, locks: Locks) -> None:

@@ -9,6 +9,7 @@ from flexd.operations.events import Events
 from flexd.operations.journal import Journal
 from flexd.operations.locks import Locks
 from flexd.operations.operations import Operations
+from flexd.projects.projects import Projects
 from flexd.storage.contract import VolumeRecord
 from flexd.storage.pools import Pools
 from flexd.storage.volumes import Volumes
@@ -22,6 +23,7 @@ class Parts:
     host: Host
     volumes: Volumes
     pools: Pools
+    projects: Projects
     mirror: Mirror
     journal: Journal
     operations: Operations

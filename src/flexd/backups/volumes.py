@@ -61,14 +61,15 @@ class _Moment(Struct, frozen=True):
 class VolumeBackups:
     """The service behind `/1.0/storage-pools/POOL/volumes/custom/NAME/backups`; `prepare` before anything else."""
 
-    def __init__(self, parts: Parts, packer: Packer, settings: Callable[[str], str]) -> None:
+    def __init__(self, parts: Parts, packer: Packer, setting: Callable[[str, str], str]) -> None:
         self._volumes = parts.volumes
         self._pools = parts.pools
         self._packer = packer
         self._operations = parts.operations
         self._locks = parts.locks
         self._events = parts.events
-        self._settings = settings
+        self._projects = parts.projects
+        self._setting = setting
         self._records = parts.records
         self._shelf = Shelf(
             "volume_backups",
@@ -126,7 +127,8 @@ class VolumeBackups:
 
     async def create(self, where: Where, post: StoragePoolVolumeBackupsPost) -> Operation:
         volume = self._custom(where)
-        algorithm = post.compression_algorithm or self._settings("backups.compression_algorithm")
+        self._projects.check_backups(volume.project)
+        algorithm = post.compression_algorithm or self._setting(volume.project, "backups.compression_algorithm")
         program = await asyncio.to_thread(find_compressor, algorithm)
         owner = _owner(volume)
         backup = post.name or self._shelf.next_name(owner)

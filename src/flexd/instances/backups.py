@@ -26,7 +26,7 @@ from flexd.instances.metadata import MetadataDocuments, MetadataRecord
 from flexd.instances.publish import render_metadata
 from flexd.instances.record import BackupRecord, InstanceRecord, instance_url
 from flexd.instances.registry import Registry, show_backup, show_instance, show_profile, show_snapshot
-from flexd.instances.stills import Still, Stills
+from flexd.instances.stills import Records, Still, Stills
 from flexd.operations.contract import Progress
 from flexd.operations.events import Events
 from flexd.operations.journal import Journal
@@ -175,30 +175,32 @@ class Backups:
             async with self._stills.hold(*where, snapshots=not alone) as still:
                 yield self._parts(still), await self._size(still)
             return
-        async with self._stills.hold_streams(*where, streams, self._dress, snapshots=not alone) as (still, outgoing):
-            parts = [self._index(still, optimized=True), *stream_parts(outgoing, INSTANCE)]
+        async with self._stills.hold_streams(*where, streams, self._dress, snapshots=not alone) as (records, outgoing):
+            parts = [self._index(records, optimized=True), *stream_parts(outgoing, INSTANCE)]
             yield parts, await self._pools.disk_usage(record.volume)
 
     async def _size(self, still: Still) -> int:
         trees = [still.tree, *(tree for _, tree in still.snapshots)]
         return sum([await self._host.files.disk_usage(tree) for tree in trees if tree is not None])
 
-    def _index(self, still: Still, *, optimized: bool = False) -> Part:
-        driver = self._pools.record(still.record.pool).driver
-        return Text("backup/index.yaml", render_index(self._source(still), driver, optimized=optimized))
+    def _index(self, records: Records, *, optimized: bool = False) -> Part:
+        driver = self._pools.record(records.instance.pool).driver
+        return Text("backup/index.yaml", render_index(self._source(records), driver, optimized=optimized))
 
     def _parts(self, still: Still) -> list[Part]:
-        backup = render_backup(self._source(still))
-        parts = [self._index(still)]
+        records = still.records()
+        backup = render_backup(self._source(records))
+        parts = [self._index(records)]
         for snapshot, tree in still.snapshots:
             parts += self._volume_parts(f"backup/snapshots/{snapshot.name}", snapshot.instance, tree, backup)
+        assert still.tree is not None
         return parts + self._volume_parts("backup/container", still.record, still.tree, backup)
 
-    def _dress(self, still: Still) -> Dress:
+    def _dress(self, records: Records) -> Dress:
         """Writes what is beside a root file system."""
-        backup = render_backup(self._source(still))
-        records = {"": still.record} | {snapshot.name: snapshot.instance for snapshot, _ in still.snapshots}
-        texts = {name: [self._backup_text(backup), *self._image_parts(record)] for name, record in records.items()}
+        backup = render_backup(self._source(records))
+        moments = {"": records.instance} | {snapshot.name: snapshot.instance for snapshot in records.snapshots}
+        texts = {name: [self._backup_text(backup), *self._image_parts(record)] for name, record in moments.items()}
 
         def dress(snapshot: str, top: Path) -> None:
             for part in texts[snapshot]:
@@ -211,10 +213,10 @@ class Backups:
 
         return dress
 
-    def _source(self, still: Still) -> Source:
+    def _source(self, records: Records) -> Source:
         """In the API's words. The status is of no use to whoever restores it."""
-        record = still.record
-        snapshots = [show_snapshot(each, self._registry.expand_past(each.instance)) for each, _ in still.snapshots]
+        record = records.instance
+        snapshots = [show_snapshot(each, self._registry.expand_past(each.instance)) for each in records.snapshots]
         profiles = [self._registry.find_profile(record.project, name).value for name in record.profiles]
         return Source(
             show_instance(record, self._registry.expand(record), "Stopped"),
@@ -223,8 +225,7 @@ class Backups:
             [show_profile(profile, []) for profile in profiles],
         )
 
-    def _volume_parts(self, base: str, record: InstanceRecord, tree: Path | None, backup: bytes) -> list[Part]:
-        assert tree is not None  # held as trees
+    def _volume_parts(self, base: str, record: InstanceRecord, tree: Path, backup: bytes) -> list[Part]:
         beside = [self._backup_text(backup), *self._image_parts(record)]
         named: list[Part] = [msgspec.structs.replace(part, name=f"{base}/{part.name}") for part in beside]
         # As in LXD's, the root file system comes behind what describes it and before the templates.

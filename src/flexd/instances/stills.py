@@ -17,15 +17,24 @@ from flexd.storage.pools import Pools
 
 
 class Still(Struct, frozen=True):
-    """Records and read-only trees that belong together, ids as an image has them. `snapshots`: the oldest first. Where
-    they are held as streams there are no trees."""
+    """Records and read-only trees that belong together, ids as an image has them. `snapshots`: the oldest first."""
 
     record: InstanceRecord
     tree: Path | None
-    snapshots: Sequence[tuple[SnapshotRecord, Path | None]] = ()
+    snapshots: Sequence[tuple[SnapshotRecord, Path]] = ()
+
+    def records(self) -> "Records":
+        return Records(self.record, [snapshot for snapshot, _ in self.snapshots])
 
 
-DressFor = Callable[[Still], Dress]
+class Records(Struct, frozen=True):
+    """An instance and its snapshots, the oldest first, of one moment."""
+
+    instance: InstanceRecord
+    snapshots: Sequence[SnapshotRecord] = ()
+
+
+DressFor = Callable[[Records], Dress]
 
 
 class Stills:
@@ -54,19 +63,18 @@ class Stills:
     @contextlib.asynccontextmanager
     async def hold_streams(
         self, project: str, name: str, streams: Streams, dress: DressFor, *, snapshots: bool
-    ) -> AsyncIterator[tuple[Still, Sequence[Outgoing]]]:
+    ) -> AsyncIterator[tuple[Records, Sequence[Outgoing]]]:
         """The same in the format of a pool's driver; what comes beside a root file system is written by `dress`."""
         async with contextlib.AsyncExitStack() as stack:
             async with self._locks.hold(f"instance/{project}/{name}", "backup"):
                 record = self._registry.instance(project, name)
-                kept = self._registry.snapshots_of(record) if snapshots else []
-                still = Still(record, None, [(each, None) for each in kept])
-                names = [each.name for each, _ in still.snapshots]
+                records = Records(record, self._registry.snapshots_of(record) if snapshots else [])
+                names = [snapshot.name for snapshot in records.snapshots]
                 async with self._lifecycle.quiet(record), self._locks.hold(record.root_key, "backup"):
                     live = self._lifecycle.running(record) is not None
-                    sending = streams.sending("container", record.storage_name, names, live=live, dress=dress(still))
+                    sending = streams.sending("container", record.storage_name, names, live=live, dress=dress(records))
                     outgoing = await stack.enter_async_context(sending)
-            yield still, outgoing
+            yield records, outgoing
 
     @contextlib.asynccontextmanager
     async def hold_snapshot(self, project: str, name: str, snapshot: str) -> AsyncIterator[Still]:

@@ -11,16 +11,13 @@ from flexd.server.call import Call
 from flexd.server.endpoint import Endpoint
 from flexd.server.listing import object_url
 from flexd.server.streaming import send_path
+from flexd.server.volume_path import volume_where
 
 _URL = "/1.0/storage-pools/{pool}/volumes/{type}/{name}/backups"
 
 
-def _where(call: Call) -> tuple[str, str, str, str]:
-    return call.param("pool"), call.param("type"), call.project, call.param("name")
-
-
 async def list_backups(call: Call) -> web.Response:
-    backups, where = call.services.volume_backups, _where(call)
+    backups, where = call.services.volume_backups, volume_where(call)
     if call.recursion:
         return responses.sync(backups.show_all(where))
     pool, kind, project, name = where
@@ -30,28 +27,28 @@ async def list_backups(call: Call) -> web.Response:
 
 async def create_backup(call: Call) -> web.Response:
     post = await call.body(StoragePoolVolumeBackupsPost)
-    operation = await call.services.volume_backups.create(_where(call), post)
+    operation = await call.services.volume_backups.create(volume_where(call), post)
     return responses.background(operation.render())
 
 
 async def show_backup(call: Call) -> web.Response:
-    return responses.sync(call.services.volume_backups.show(_where(call), call.param("backup")))
+    return responses.sync(call.services.volume_backups.show(volume_where(call), call.param("backup")))
 
 
 async def rename_backup(call: Call) -> web.Response:
     post = await call.body(StoragePoolVolumeBackupPost)
-    operation = call.services.volume_backups.rename(_where(call), call.param("backup"), post)
+    operation = call.services.volume_backups.rename(volume_where(call), call.param("backup"), post)
     return responses.background(operation.render())
 
 
 async def delete_backup(call: Call) -> web.Response:
-    operation = call.services.volume_backups.delete(_where(call), call.param("backup"))
+    operation = call.services.volume_backups.delete(volume_where(call), call.param("backup"))
     return responses.background(operation.render())
 
 
 async def export_backup(call: Call) -> web.StreamResponse:
     backup = call.param("backup")
-    path = call.services.volume_backups.file(_where(call), backup)
+    path = call.services.volume_backups.file(volume_where(call), backup)
     return await send_path(call.request, path, f"{call.param('name')}-{backup}.backup")
 
 
