@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from flexd.cli.command import Command, Option, Positional
-from flexd.cli.copying import COMMON_OPTIONS, changed_devices, check_same_server
+from flexd.cli.copying import COMMON_OPTIONS, changed_devices, profiles_of, send_instance, split_target
 from flexd.cli.keyvalue import parse_pairs
 from flexd.client.client import path_of
 
@@ -18,30 +18,33 @@ if TYPE_CHECKING:
 
 def _run(context: Context, args: Arguments) -> None:
     client, source = context.resolve(args.source)
-    target = check_same_server(context, args.source, args.target_name)
+    new_remote, target, elsewhere = split_target(context, args.source, args.target_name)
     instance, _, snapshot = source.partition("/")
     path = path_of("instances", instance, "snapshots", snapshot) if snapshot else path_of("instances", instance)
     found = client.get(path)
     config = {key: value for key, value in found["config"].items() if _is_copied(key)}
     body: dict[str, Any] = {
-        "name": target,
+        "name": target or (instance if elsewhere else ""),
         "architecture": found["architecture"],
         "type": found.get("type") or "container",
         "description": found.get("description", ""),
         "config": {**config, **parse_pairs(args.config)},
         "devices": changed_devices(found, args),
-        "profiles": _profiles(args, found),
+        "profiles": profiles_of(args, found),
         "ephemeral": args.ephemeral,
-        "source": {
-            "type": "copy",
-            "source": source,
-            "base-image": found["config"].get("volatile.base_image", ""),
-            "instance_only": args.instance_only,
-            "live": not args.stateless and bool(found.get("stateful")),
-            "refresh": args.refresh,
-            "allow_inconsistent": args.allow_inconsistent,
-            "project": client.project,
-        },
+    }
+    if elsewhere:
+        send_instance(context, args, new_remote, found, body, live=False)
+        return
+    body["source"] = {
+        "type": "copy",
+        "source": source,
+        "base-image": found["config"].get("volatile.base_image", ""),
+        "instance_only": args.instance_only,
+        "live": not args.stateless and bool(found.get("stateful")),
+        "refresh": args.refresh,
+        "allow_inconsistent": args.allow_inconsistent,
+        "project": client.project,
     }
     query = {"project": args.target_project} if args.target_project else None
     operation = context.perform(client, "POST", "/1.0/instances", body, query=query, label=f"Copying {source}")
@@ -55,13 +58,6 @@ def _is_copied(key: str) -> bool:
     return not key.startswith("volatile.") or key == "volatile.base_image"
 
 
-def _profiles(args: Arguments, found: dict[str, Any]) -> list[str]:
-    if args.no_profiles:
-        return []
-    profiles: list[str] = args.profile or found["profiles"]
-    return profiles
-
-
 COMMAND = Command(
     "copy",
     "Copy an instance",
@@ -73,10 +69,11 @@ COMMAND = Command(
         Option("-e", "--ephemeral", action="store_true", help="Delete the copy when it stops"),
         Option("--refresh", action="store_true", help="Update a copy made before"),
     ],
-    details="Within one server. To another one: flexc export, then flexc import.",
+    details="To another server, too: what both have already (the image; with --refresh, what has not changed) is not sent.",
     examples=[
         ("flexc copy web web2", "With all its data"),
         ("flexc copy web/before web3", "A snapshot"),
+        ("flexc copy web backup: --refresh", "To another server, only what has changed since the last time"),
     ],
     aliases=["cp"],
 )

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`flexc move`: to another name, pool or project of a server."""
+"""`flexc move`: to another name, pool, project or server."""
 
 from __future__ import annotations
 
 from flexd.cli.command import TARGET, Command, Positional
 from flexd.cli.commands.rename import rename_instance
-from flexd.cli.copying import COMMON_OPTIONS, changed_devices, check_same_server
+from flexd.cli.copying import COMMON_OPTIONS, changed_devices, profiles_of, send_instance, split_target
 from flexd.cli.errors import UsageError
 from flexd.cli.instance import INSTANCE
 from flexd.cli.keyvalue import apply_changes, parse_pairs
@@ -24,7 +24,11 @@ def _run(context: Context, args: Arguments) -> None:
     if "/" in source:
         rename_instance(context, client, source, context.split(args.target_name)[1])
         return
-    new_name = check_same_server(context, args.source, args.target_name) or source
+    new_remote, name, elsewhere = split_target(context, args.source, args.target_name)
+    new_name = name or source
+    if elsewhere:
+        _send(context, args, new_remote, new_name)
+        return
     changes = bool(args.config or args.device or args.profile or args.no_profiles)
     moves = bool(args.storage or args.target or args.target_project)
     if new_name == source and not moves and not changes:
@@ -42,6 +46,29 @@ def _run(context: Context, args: Arguments) -> None:
         _change(context, args, new_name)
 
 
+def _send(context: Context, args: Arguments, new_remote: str, new_name: str) -> None:
+    """The source goes when the target has everything, as both of them say."""
+    client, source = context.resolve(args.source)
+    found = client.get(path_of("instances", source))
+    running = found["status"] != "Stopped"
+    if running and args.stateless:
+        raise UsageError(f'Instance "{source}" is running: stop it before it is moved without its state')
+    body = {
+        "name": new_name,
+        "architecture": found["architecture"],
+        "type": found.get("type") or "container",
+        "description": found.get("description", ""),
+        # With volatile.*: it stays the same instance, with its addresses.
+        "config": {**found["config"], **parse_pairs(args.config)},
+        "devices": changed_devices(found, args),
+        "profiles": profiles_of(args, found),
+        "ephemeral": found["ephemeral"],
+    }
+    send_instance(context, args, new_remote, found, body, live=running)
+    if not running:
+        context.perform(client, "DELETE", path_of("instances", source))
+
+
 def _change(context: Context, args: Arguments, name: str) -> None:
     args.instance = f"{context.split(args.source)[0]}:{name}"
     args.storage = ""
@@ -57,12 +84,16 @@ def _change(context: Context, args: Arguments, name: str) -> None:
 
 COMMAND = Command(
     "move",
-    "Move an instance to another name, pool or project",
+    "Move an instance to another name, pool, project or server",
     _run,
     "[<remote>:]<instance>[/<snapshot>] [<remote>:][<instance>[/<snapshot>]]",
     [Positional("source", completes="instance"), Positional("target_name", "?")],
     [*COMMON_OPTIONS, TARGET],
-    details="Within one server. To another one: flexc export, then flexc import.",
-    examples=[("flexc move web www", "The same as flexc rename"), ("flexc move web --storage fast", "To another pool")],
+    details="On another server it is the same instance, with its addresses; it goes here when all of it is there.",
+    examples=[
+        ("flexc move web www", "The same as flexc rename"),
+        ("flexc move web --storage fast", "To another pool"),
+        ("flexc move web host2:", "To another server"),
+    ],
     aliases=["mv"],
 )
