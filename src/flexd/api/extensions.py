@@ -158,6 +158,7 @@ API_EXTENSIONS: tuple[str, ...] = (
     "image_source_project",
     "linux_sysctl",
     "certificate_self_renewal",
+    "instance_project_move",
     "storage_volume_project_move",
     "cloud_init",
     "instance_all_projects",

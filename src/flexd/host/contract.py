@@ -8,6 +8,7 @@ there is not an error; creating what is there is, unless the method says otherwi
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -61,6 +62,11 @@ class Mounts(Protocol):
     ) -> None:
         """Bind with ids shifted: what is id N on disk is seen as the map's host id of N
         (open_tree(2), mount_setattr(2) MOUNT_ATTR_IDMAP, move_mount(2))."""
+        ...
+
+    def beneath(self, parent: Path, path: Path) -> AbstractAsyncContextManager[Path]:
+        """A file or directory under a name that stays its own for the time of the block, whatever is renamed or linked
+        meanwhile; `HostError` if the path leads out of `parent` (openat2(2), RESOLVE_BENEATH), EXDEV."""
         ...
 
     async def overlay(

@@ -7,8 +7,8 @@ import shutil
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 from flexd.api.idmap import IdMap
@@ -112,6 +112,15 @@ class LinuxMounts:
         self, source: Path, target: Path, idmap: IdMap, *, recursive: bool = False, readonly: bool = False
     ) -> None:
         await self._threads.run(self._bind, source, target, idmap, recursive, readonly)
+
+    @asynccontextmanager
+    async def beneath(self, parent: Path, path: Path) -> AsyncIterator[Path]:
+        fd = await self._threads.run(_open_beneath, parent, path)
+        try:
+            # Of this process by its number: programs that are given it are others.
+            yield Path(f"/proc/{os.getpid()}/fd/{fd}")
+        finally:
+            os.close(fd)
 
     async def overlay(
         self, target: Path, *, lower: Path, upper: Path, work: Path, lower_idmap: IdMap | None = None
@@ -268,6 +277,13 @@ def _opened(path: Path) -> Iterator[int]:
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     with _closing(fd):
         yield fd
+
+
+def _open_beneath(parent: Path, path: Path) -> int:
+    with _opened(parent) as directory:
+        resolve = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_MAGICLINKS
+        inside = os.path.relpath(os.path.normpath(path), os.path.normpath(parent))
+        return syscalls.openat2(directory, inside, os.O_PATH, resolve=resolve)
 
 
 @contextmanager

@@ -167,7 +167,8 @@ class Actions:
         if entry.get("type") != "disk" or entry.get("pool") or not source.startswith("/"):
             return ""
         parent = disk_parent(self._projects.rules(project), source)
-        return "" if parent == "/" else parent or "."
+        # Not allowed any more: nothing is beneath what does not exist.
+        return "" if parent == "/" else parent or "/nonexistent"
 
     async def _mount(self, args: Args, _progress: Progress) -> None:
         record, expanded = self._load(args)
@@ -264,10 +265,12 @@ class Actions:
     # --- rename ---
 
     async def _rename_volume(self, args: Args, _progress: Progress) -> None:
-        await self._pools.rename_volume(VolumeRef(args["pool"], "container", args["old"]), args["new"])
+        ref = VolumeRef(args["pool"], "container", args["old"])
+        await self._pools.rename_volume(ref, args["new"], args.get("new_project"))
 
     async def _rename_volume_back(self, args: Args) -> None:
-        await self._pools.rename_volume(VolumeRef(args["pool"], "container", args["new"]), args["old"])
+        ref = VolumeRef(args["pool"], "container", args["new"])
+        await self._pools.rename_volume(ref, args["old"], args.get("project"))
 
     async def _rename_runtime(self, args: Args, _progress: Progress) -> None:
         await self._runtime.rename(args["old"], args["new"])
@@ -281,18 +284,22 @@ class Actions:
         old = instances.get(project, args["name"])
         if old is None:
             return  # done before a crash
-        new_path = (project, args["new_name"])
-        record = msgspec.structs.replace(old.value, name=args["new_name"], config=renamed(old.value.config))
-        await instances.txn(
+        new_path = (str(args.get("new_project", project)), str(args["new_name"]))
+        config = renamed(old.value.config)
+        record = msgspec.structs.replace(old.value, project=new_path[0], name=new_path[1], config=config)
+        moves = project != new_path[0]
+        await self._projects.write(
+            {project, new_path[0]},
             [instances.delete_op(old.path), instances.put(new_path, record), *self._move_snapshots(old.path, new_path)],
             [instances.unchanged(old.path, old.revision), instances.unchanged(new_path, 0)],
+            lambda: self._rules.check([record]) if moves else None,
         )
 
     def _move_snapshots(self, old: tuple[str, ...], new: tuple[str, str]) -> list[Put | Delete]:
         """The operations that give an instance's snapshots and backups its new name."""
         snapshots, ops = self._registry.snapshots, list[Put | Delete]()
         for document in snapshots.list(*old):
-            instance = msgspec.structs.replace(document.value.instance, name=new[1])
+            instance = msgspec.structs.replace(document.value.instance, project=new[0], name=new[1])
             moved = msgspec.structs.replace(document.value, instance=instance)
             ops += [snapshots.delete_op(document.path), snapshots.put((*new, moved.name), moved)]
         backups = self._registry.backups

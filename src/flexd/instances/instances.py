@@ -147,33 +147,48 @@ class Instances:
     # --- rename and delete ---
 
     async def rename(self, project: str, name: str, post: InstancePost) -> Operation:
+        """Another name, or project (extension: instance_project_move); its files stay where they are."""
         record = self._registry.instance(project, name)
-        if post.migration or post.pool or post.project:
-            raise BadRequest(f'Failed moving instance "{name}": only a rename is supported')
-        check_instance_name(post.name)
-        if self._registry.instances.get(project, post.name) is not None:
-            raise Conflict(f'Failed renaming instance "{name}": the name "{post.name}" is already in use')
-        if self._lifecycle.status(record) != "Stopped":
-            raise BadRequest(f'Failed renaming instance "{name}": Renaming of running instance not allowed')
+        if post.pool not in ("", record.pool) or (post.migration and not post.project):
+            raise BadRequest(f'Failed moving instance "{name}": to another name or project only')
+        check_instance_name(post.name or name)
+        new = msgspec.structs.replace(record, project=post.project or project, name=post.name or name)
+        await self._check_move(record, new)
         return self._operations.start(
             kind="task",
-            description="Renaming instance",
+            description="Renaming instance" if new.project == project else "Moving instance",
             project=project,
             resources={"instances": [record.url]},
-            run=lambda _operation: self._rename(project, name, post.name),
+            run=lambda _operation: self._rename(project, name, new.project, new.name),
         )
 
-    async def _rename(self, project: str, name: str, new_name: str) -> None:
+    async def _check_move(self, old: InstanceRecord, new: InstanceRecord) -> None:
+        if self._registry.instances.get(new.project, new.name) is not None:
+            raise Conflict(f'Failed renaming instance "{old.name}": the name "{new.name}" is already in use')
+        if self._lifecycle.status(old) != "Stopped":
+            raise BadRequest(f'Failed renaming instance "{old.name}": Renaming of running instance not allowed')
+        if new.project != old.project:
+            # There, profiles, networks and custom volumes of these names may be others, or missing.
+            faults = settings_faults(self._registry, self._devices, new.project, {}, new.devices, new.profiles)
+            raise_faults(faults)
+            self._rules.check([new])
+            await self._check_edit(new, new, self._registry.expand(new))
+
+    async def _rename(self, project: str, name: str, new_project: str, new_name: str) -> None:
         old = self._registry.instance(project, name)
-        keys = [f"instance/{project}/{name}", f"instance/{project}/{new_name}", old.root_key, old.still_key]
-        async with self._locks.hold_all(keys, "rename"):
+        new = msgspec.structs.replace(old, project=new_project, name=new_name)
+        keys = [f"instance/{each.project}/{each.name}" for each in (old, new)]
+        async with self._locks.hold_all([*keys, old.root_key, old.still_key], "rename"):
             record = self._registry.instance(project, name)
-            if self._lifecycle.status(record) != "Stopped":
-                raise BadRequest(f'Failed renaming instance "{name}": Renaming of running instance not allowed')
-            renamed = msgspec.structs.replace(record, name=new_name)
-            await self._journal.run(rename_plan(record, new_name, renamed.storage_name))
+            renamed = msgspec.structs.replace(record, project=new_project, name=new_name)
+            await self._check_move(record, renamed)
+            before = self._registry.expand(record)
+            await self._journal.run(rename_plan(record, renamed))
+        await self._lifecycle.announce_ports(before)
         await self._lifecycle.announce_ports(self._registry.expand(renamed))
-        self._events.lifecycle("instance-renamed", renamed.url, project, {"old_name": name})
+        context = {"old_name": name} | ({"old_project": project} if project != new_project else {})
+        for concerned in sorted({project, new_project}):
+            self._events.lifecycle("instance-renamed", renamed.url, concerned, context)
 
     async def delete(self, project: str, name: str) -> Operation:
         record = self._registry.instance(project, name)

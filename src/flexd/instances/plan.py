@@ -136,16 +136,24 @@ def delete_plan(record: InstanceRecord) -> Plan:
     )
 
 
-def rename_plan(record: InstanceRecord, new_name: str, new_storage_name: str) -> Plan:
-    """Volume, logs, then the record in one transaction; a crash before that takes the volume back."""
+def rename_plan(record: InstanceRecord, new: InstanceRecord) -> Plan:
+    """Another name or project: volume, logs, then the record in one transaction; a crash before that takes the volume
+    back."""
+    new_storage_name = new.storage_name
     return Plan(
-        f'rename instance "{record.name}" to "{new_name}"',
+        f'rename instance "{record.name}" of project "{record.project}" to "{new.name}" of "{new.project}"',
         (
             Step(
                 "instances.rename_volume",
-                {"pool": record.pool, "old": record.storage_name, "new": new_storage_name},
+                {
+                    "pool": record.pool,
+                    "old": record.storage_name,
+                    "new": new_storage_name,
+                    "project": record.project,
+                    "new_project": new.project,
+                },
             ),
             Step("instances.rename_runtime", {"old": record.storage_name, "new": new_storage_name}),
-            Step("instances.rename_record", _where(record, new_name=new_name)),
+            Step("instances.rename_record", _where(record, new_name=new.name, new_project=new.project)),
         ),
     )

@@ -24,6 +24,8 @@ BY_PROJECT = (
     "/1.0/operations",
     "/1.0/storage-pools/{pool}/volumes",
 )
+# Of those below the project also decides what is seen.
+SEEN_BY_PROJECT = ("/1.0/events", "/1.0/networks")
 _VOLUMES = "/1.0/storage-pools/{pool}/volumes"
 _FEATURES: Mapping[str, Feature] = {"/1.0/images": "images", "/1.0/profiles": "profiles"}
 _READ = frozenset({"GET", "HEAD"})
@@ -81,7 +83,7 @@ def check_project(caller: Caller, path: str, method: str, project: str, *, named
         return
     if all_projects and not named and method in _READ and path in ACROSS_PROJECTS:
         return
-    if named or _is_bound(path):
+    if named or _is_bound(path) or any(_is_below(path, prefix) for prefix in SEEN_BY_PROJECT):
         raise Forbidden(f'not authorized: the certificate is not for the project "{project}"')
 
 

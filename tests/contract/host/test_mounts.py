@@ -72,6 +72,27 @@ async def test_binding_what_is_not_there(host: Host, place: Path) -> None:
         await host.mounts.bind(place / "target", place / "nowhere")
 
 
+async def test_what_is_beneath(host: Host, place: Path) -> None:
+    (place / "allowed/dir").mkdir(parents=True)
+    (place / "allowed/dir/file").write_text("inside")
+    (place / "outside").mkdir()
+    (place / "allowed/link").symlink_to("dir")
+    (place / "allowed/out").symlink_to("../outside")
+    (place / "allowed/absolute").symlink_to(place / "outside")
+    (place / "target").mkdir()
+    for name in ("dir", "link", "."):
+        async with host.mounts.beneath(place / "allowed", place / "allowed" / name) as found:
+            assert await asyncio.to_thread(found.is_dir)
+    async with host.mounts.beneath(place / "allowed", place / "allowed/dir") as found:
+        await host.mounts.bind(found, place / "target")
+    assert (place / "target/file").read_text() == "inside"
+    await host.mounts.unmount(place / "target")
+    for name in ("out", "absolute", "../outside", "dir/../../outside", "absent"):
+        with pytest.raises(HostError):
+            async with host.mounts.beneath(place / "allowed", place / "allowed" / name):
+                pass
+
+
 async def test_only_the_topmost_goes(host: Host, place: Path) -> None:
     for name in ("a", "b", "target"):
         (place / name).mkdir()

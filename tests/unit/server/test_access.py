@@ -101,7 +101,11 @@ def test_projects_of_a_restricted_certificate() -> None:
     assert not project_may("/1.0/instances", "default", named=False)
     # What is the server's is shown without naming a project; naming a wrong one is refused.
     assert project_may("/1.0", "default", named=False)
-    assert not project_may("/1.0/networks", "q", named=True)
+    assert not project_may("/1.0/storage-pools", "q", named=True)
+    # What a project decides about is that of the project that is asked about, which is `default` if none is named.
+    for path in ("/1.0/events", "/1.0/networks", "/1.0/networks/{name}/leases"):
+        assert project_may(path, "p", named=True)
+        assert not project_may(path, "default", named=False)
 
 
 def test_all_projects_is_for_lists_only() -> None:

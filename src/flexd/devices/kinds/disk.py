@@ -6,14 +6,16 @@ the container binds from there.
 """
 
 import asyncio
-from collections.abc import Mapping
+import errno
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
 from msgspec.structs import replace
 
-from flexd.api.errors import BadRequest, Fault
+from flexd.api.errors import BadRequest, Fault, Forbidden
 from flexd.api.idmap import IdMap
 from flexd.api.keys import Key
 from flexd.api.units import is_true, parse_size
@@ -161,6 +163,28 @@ class Disk(Kind, type="disk"):
             return
         point = self._mount_point(context)
         source, shifted = await self._source(context)
+        async with self._within_bounds(context, source) as source:
+            await self._start(context, source, point, shifted=shifted)
+
+    @asynccontextmanager
+    async def _within_bounds(self, context: DeviceContext, source: Path | None) -> AsyncIterator[Path | None]:
+        """The source, held while it is mounted if its project may use some directories only: whoever can write there
+        could put a link in its place."""
+        if source is None or not context.source_parent:
+            yield source
+            return
+        try:
+            async with self.host.mounts.beneath(Path(context.source_parent), source) as held:
+                yield held
+        except HostError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            raise Forbidden(
+                f'Failed adding disk "{context.device}" to instance "{context.instance}": its source "{source}" leads '
+                f"out of {context.source_parent} (restricted.devices.disk.paths)"
+            ) from error
+
+    async def _start(self, context: DeviceContext, source: Path | None, point: Path, *, shifted: bool) -> None:
         node = await self.host.nodes.read(source) if source and not context.config.get("pool") else None
         if source is not None and node is not None and node.kind == "b":
             await self._mount_block(context, source, point)

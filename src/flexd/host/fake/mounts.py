@@ -11,7 +11,8 @@ import filecmp
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from msgspec import Struct
@@ -61,6 +62,16 @@ class FakeMounts:
     ) -> None:
         self._recorder.note("mounts.idmapped_bind", source, target, idmap)
         await self._threads.run(self._bind, source, target, idmap, readonly)
+
+    @asynccontextmanager
+    async def beneath(self, parent: Path, path: Path) -> AsyncIterator[Path]:
+        self._recorder.note("mounts.beneath", parent, path)
+        resolved = await self._threads.run(path.resolve)
+        if not resolved.is_relative_to(await self._threads.run(parent.resolve)):
+            raise HostError(f"open {path}", errno.EXDEV)
+        if not await self._threads.run(resolved.exists):
+            raise HostError(f"open {path}", errno.ENOENT)
+        yield resolved
 
     async def overlay(
         self, target: Path, *, lower: Path, upper: Path, work: Path, lower_idmap: IdMap | None = None
