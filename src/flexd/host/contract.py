@@ -136,6 +136,10 @@ class Files(Protocol):
         """`ext4`, `btrfs`, `xfs`, `tmpfs`…"""
         ...
 
+    async def systemd_version(self, root: Path) -> int | None:
+        """Of the root file system of a container; None if it has another init, or one that does not tell."""
+        ...
+
 
 class Quotas(Protocol):
     """Project quotas (quotactl(2), FS_IOC_FSSETXATTR) where the file system of a path has them on."""

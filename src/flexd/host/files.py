@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from flexd.api.idmap import IdMap
-from flexd.host import mountinfo, shift_tree, syscalls
+from flexd.host import guest_init, mountinfo, shift_tree, syscalls
 from flexd.host.contract import FileUsage, HostError, Processes
 from flexd.host.mounts import mounts_below
 from flexd.host.threads import Threads
@@ -58,6 +58,9 @@ class LinuxFiles:
 
     async def filesystem(self, path: Path) -> FileUsage:
         return await self._threads.run(_filesystem, path)
+
+    async def systemd_version(self, root: Path) -> int | None:
+        return await self._threads.run(guest_init.systemd_version, root)
 
     async def filesystem_type(self, path: Path) -> str:
         return await self._threads.run(_filesystem_type, path)

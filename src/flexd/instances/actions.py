@@ -229,6 +229,7 @@ class Actions:
             return  # started before a crash of the daemon
         idmap = current_idmap(record.config)
         rootfs = await self._pools.mount(record.volume, idmap)
+        await self._confinement.check_guest(record, rootfs)
         parts = [await kind.run_config(context) for kind, context in self._parts(record)]
         limits = await self._limiter.settings(expanded.config)
         confined = await self._confinement.prepare(record, expanded)

@@ -27,6 +27,11 @@ from flexd.runtime.contract import MountSpec, Supervision
 from flexd.runtime.render import guest_api_mounts
 from flexd.runtime.seccomp import named_calls, render_policy
 
+# The v1 hierarchy without controllers that systemd counts its processes in.
+_SYSTEMD_HIERARCHY = "systemd"
+# Before 232 systemd runs on v2 only when the kernel's command line says so (its NEWS file).
+_FIRST_ON_V2 = 232
+
 
 class Confinement:
     """One per daemon; keeps files below one directory, one a running name."""
@@ -95,6 +100,21 @@ class Confinement:
             if record.storage_name == runtime_name:
                 return supervision(self._registry.expand(record).config)
         return None
+
+    async def check_guest(self, record: InstanceRecord, rootfs: Path) -> None:
+        """Before a start: on a host without cgroup v1 an init that knows no v2 would hang, with a line on its console."""
+        layout = await self._host.cgroups.layout()
+        if _SYSTEMD_HIERARCHY in layout.controllers:
+            return
+        version = await self._host.files.systemd_version(rootfs)
+        old = f"it has systemd {version}" if version is not None and version < _FIRST_ON_V2 else ""
+        if record.config.get("image.requirements.cgroup") == "v1":
+            old = old or "its image says so"
+        if old:
+            raise BadRequest(
+                f'Failed starting instance "{record.name}": it needs a host with cgroup v1 ({old}), and this one has '
+                "cgroup v2 only. Upgrade its system, or boot the host with systemd.unified_cgroup_hierarchy=0"
+            )
 
     async def prepare(self, record: InstanceRecord, expanded: Expanded) -> Confined:
         """Before a start: modules loaded, policies written."""

@@ -7,6 +7,8 @@ import pytest
 
 from flexd.api.errors import BadRequest, FlexdError, InvalidInput
 from flexd.api.instance import InstancePut
+from flexd.host.contract import CgroupLayout
+from flexd.instances.allocator import current_idmap
 from flexd.instances.keys import config_faults
 from flexd.instances.security import denies_compat, interceptions, seccomp_rules, supervision, sysctls
 from flexd.runtime.seccomp import SeccompRules
@@ -269,3 +271,37 @@ async def test_modules_are_loaded_for_one_that_runs(home: House):
     with pytest.raises(BadRequest, match="toaster"):
         await home.daemon.instances.patch(PROJECT, "c1", put)
     assert home.daemon.instances.show(PROJECT, "c1").config["linux.kernel_modules"] == "overlay"
+
+
+async def old_guest(home: House, version: int) -> None:
+    """An instance with the init of an old distribution."""
+    await home.create()
+    record = home.daemon.registry.instance(PROJECT, "c1")
+    root = await home.daemon.pools.mount(record.volume, current_idmap(record.config))
+    (root / "sbin").mkdir(parents=True, exist_ok=True)
+    (root / "lib/systemd").mkdir(parents=True, exist_ok=True)
+    (root / "sbin/init").symlink_to("../lib/systemd/systemd")
+    (root / "lib/systemd/systemd").write_bytes(b"\x7fELF\0systemd %d\0" % version)
+
+
+async def test_a_guest_that_knows_no_cgroup_v2(home: House):
+    await old_guest(home, 215)
+    with pytest.raises(FlexdError, match=r"needs a host with cgroup v1 \(it has systemd 215\)"):
+        await home.act("start")
+    assert home.status() == "Stopped"
+    layout = home.host.cgroups.layout_value
+    v1 = {**layout.controllers, "systemd": Path("/sys/fs/cgroup/systemd")}
+    home.host.cgroups.layout_value = CgroupLayout("hybrid", v1, layout.unified)
+    await home.act("start")
+    assert home.status() == "Running"
+
+
+async def test_a_guest_that_knows_both(home: House):
+    await old_guest(home, 232)
+    await home.act("start")
+
+
+async def test_an_image_that_says_that_it_needs_v1(home: House):
+    await home.create(config={"image.requirements.cgroup": "v1"})
+    with pytest.raises(FlexdError, match="its image says so"):
+        await home.act("start")

@@ -32,6 +32,10 @@ class FakeFiles:
         self._threads = threads
         self._real = LinuxFiles(threads, processes)
 
+    async def systemd_version(self, root: Path) -> int | None:
+        self._recorder.note_reading("files.systemd_version")
+        return await self._real.systemd_version(root)
+
     async def remove_tree(self, path: Path) -> None:
         self._recorder.note("files.remove_tree", path)
         mounts = self._mounts.at_or_below(path)
