@@ -102,7 +102,7 @@ class Confinement:
         return None
 
     async def check_guest(self, record: InstanceRecord, rootfs: Path) -> None:
-        """Before a start: on a host without cgroup v1 an init that knows no v2 would hang, with a line on its console."""
+        """Before a start: on a host without cgroup v1, an init that knows no v2 says so on its console and hangs."""
         layout = await self._host.cgroups.layout()
         if _SYSTEMD_HIERARCHY in layout.controllers:
             return
