@@ -218,10 +218,13 @@ class VethNic(Nic):
 
     async def make_pair(self, context: DeviceContext, mtu: int) -> None:
         """Both ends down; what is left of a run that ended without its clean-up goes first."""
-        host_name = value_of(context, "host_name")
+        host_name, hwaddr = value_of(context, "host_name"), value_of(context, "hwaddr")
+        # A bridge takes the lowest address of its ports unless it was given one: with the highest there are, instances
+        # that come and go do not change the address under which others know the host.
+        peer_hwaddr = f"fe{hwaddr[2:]}" if hwaddr else ""
         await self.host.links.delete(host_name)
         await self.host.links.create_veth(
-            self.inner_link(context), host_name, hwaddr=value_of(context, "hwaddr"), mtu=mtu
+            self.inner_link(context), host_name, hwaddr=hwaddr, mtu=mtu, peer_hwaddr=peer_hwaddr
         )
         length = context.config.get("queue.tx.length")
         if length:

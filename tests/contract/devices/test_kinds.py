@@ -149,3 +149,13 @@ async def test_every_kind_has_an_entry_here(bench: Bench) -> None:
         entry = bench.entry(name)
         assert bench.devices.kind(entry) is not None, name
         assert bench.devices.faults({"x": entry}) == [], name
+
+
+async def test_an_instance_leaves_its_bridge_the_address(bench: Bench) -> None:
+    """A bridge without an address of its own takes its ports' lowest: the host's end has to have a high one."""
+    kind, context = await _ready(bench, "nic-bridged")
+    await kind.start(context)
+    link = await bench.host.links.get(context.volatile["host_name"])
+    await kind.stop(context)
+    assert link is not None
+    assert link.hwaddr == f"fe{context.volatile['hwaddr'][2:]}"
