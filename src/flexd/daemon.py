@@ -42,6 +42,7 @@ from flexd.instances.metadata import Metadata, MetadataDocuments
 from flexd.instances.migration.lxd import LxdReceiver, LxdSender
 from flexd.instances.migration.sink import MigrationSink
 from flexd.instances.migration.source import MigrationSource
+from flexd.instances.name_files import NameFiles
 from flexd.instances.ports import PortList
 from flexd.instances.profiles import Profiles
 from flexd.instances.publish import Publishing
@@ -150,6 +151,7 @@ class Daemon(Foundation):
             limiter=limiter,
             confinement=self.confinement,
             templates=templates,
+            name_files=NameFiles(networks=self.networks, runtime=runtime),
             journal=self.journal,
             directory=self.directory / "devices",
         )

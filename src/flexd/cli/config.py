@@ -33,6 +33,7 @@ BUILT_IN: dict[str, dict[str, Any]] = {
     "images": {"addr": "https://images.linuxcontainers.org", **_IMAGES},
     "ubuntu": {"addr": "https://cloud-images.ubuntu.com/releases", **_IMAGES},
     "ubuntu-daily": {"addr": "https://cloud-images.ubuntu.com/daily", **_IMAGES},
+    "docker": {"addr": "https://docker.io", "protocol": "oci", "public": True},
     "debian": {"addr": "build:debian", "protocol": "build", "public": True},
 }
 

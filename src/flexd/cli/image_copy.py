@@ -6,7 +6,7 @@ from __future__ import annotations
 from flexd.cli.command import Command, Option, Positional
 from flexd.cli.errors import CliError, UsageError
 from flexd.cli.image_alias import point_aliases
-from flexd.cli.image_remotes import image_of, protocol_of, pull_source, stream_source
+from flexd.cli.image_remotes import image_of, protocol_of, pull_source, registry_source, stream_source
 from flexd.client.client import path_of, quote
 
 TYPE_CHECKING = False
@@ -27,8 +27,11 @@ def _copy(context: Context, args: Arguments) -> None:
     protocol = protocol_of(context, remote)
     if protocol == "build":
         raise CliError(f"Nothing to copy: images of {remote} are built where they are wanted: flexc image build")
-    if protocol == "simplestreams" and args.mode != "pull":
+    if protocol in ("simplestreams", "oci") and args.mode != "pull":
         raise UsageError(f"An image server can't push: --mode {args.mode} needs a daemon as the source")
+    if protocol == "oci":
+        _copy_from_registry(context, args, registry_source(context.config.remote(remote), name), new_remote)
+        return
     image = image_of(context, remote, name, "virtual-machine" if args.vm else "")
     job = _Job(context, args, context.client(new_remote), image)
     if protocol == "simplestreams":
@@ -46,6 +49,15 @@ def _copy(context: Context, args: Arguments) -> None:
     context.say("Image copied successfully!")
 
 
+def _copy_from_registry(context: Context, args: Arguments, source: dict[str, Any], target: str) -> None:
+    """Only the server knows what the registry has, and says so afterwards."""
+    job = _Job(context, args, context.client(target), {})
+    fingerprint = job.pull(source)
+    names = [source["alias"]] if args.copy_aliases else []
+    point_aliases(job.target, [*args.alias, *names], fingerprint)
+    context.say("Image copied successfully!")
+
+
 class _Job:
     """One image on its way to `target`."""
 
@@ -54,10 +66,11 @@ class _Job:
         self._context, self._args, self._image = context, args, image
         self._query = {"project": args.target_project} if args.target_project else None
 
-    def pull(self, source: dict[str, Any]) -> None:
-        """The target fetches it."""
+    def pull(self, source: dict[str, Any]) -> str:
+        """The target fetches it; returns what it then calls it."""
         body = {"source": source, "public": self._args.public, "auto_update": self._args.auto_update}
-        self._perform(self.target, "/1.0/images", body, self._query)
+        operation = self._perform(self.target, "/1.0/images", body, self._query)
+        return str(((operation or {}).get("metadata") or {}).get("fingerprint", ""))
 
     def push(self, server: Client) -> None:
         """The source sends it: for a target that can't reach the source."""
@@ -101,8 +114,8 @@ class _Job:
             "filename": self._image["filename"],
         }
 
-    def _perform(self, client: Client, path: str, body: dict[str, Any], query: dict[str, str] | None) -> None:
-        self._context.perform(client, "POST", path, body, label="Copying the image", query=query)
+    def _perform(self, client: Client, path: str, body: dict[str, Any], query: dict[str, str] | None) -> Any:
+        return self._context.perform(client, "POST", path, body, label="Copying the image", query=query)
 
 
 class _Reader:
@@ -135,6 +148,9 @@ COPY = Command(
         Option("--target-project", default="", help="Into another project"),
         Option("--vm", action="store_true", help="An image of a virtual machine"),
     ],
-    examples=[("flexc image copy images:debian/12 local: --copy-aliases --auto-update", "From an image server")],
+    examples=[
+        ("flexc image copy images:debian/12 local: --copy-aliases --auto-update", "From an image server"),
+        ("flexc image copy docker:nginx:latest local: --alias nginx", "From an OCI registry"),
+    ],
     aliases=["cp"],
 )

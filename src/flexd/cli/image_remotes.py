@@ -21,7 +21,7 @@ _FINGERPRINT_LENGTH = 12
 
 
 def protocol_of(context: Context, remote: str) -> str:
-    """`lxd`, `simplestreams`, or `build`: made from packages when it is wanted."""
+    """`lxd`, `simplestreams`, `oci` (a registry), or `build`: made from packages when it is wanted."""
     return str(context.config.remote(remote).get("protocol") or "lxd")
 
 
@@ -49,6 +49,11 @@ def images_of(context: Context, remote: str) -> list[dict[str, Any]]:
             f"The remote {remote} has no list: its images are built from packages when they are wanted. "
             f"Try: flexc launch {remote}:12; what can be built: flexc image build --help"
         )
+    if protocol == "oci":
+        raise CliError(
+            f"The remote {remote} has no list: registries only find images by their names. "
+            f"Try: flexc launch {remote}:nginx; to look at one: flexc image copy {remote}:nginx local:"
+        )
     if protocol == "simplestreams":
         from flexd.cli.streams import list_images
 
@@ -59,6 +64,8 @@ def images_of(context: Context, remote: str) -> list[dict[str, Any]]:
 
 def image_of(context: Context, remote: str, name: str, kind: str = "") -> dict[str, Any]:
     """One image of a remote, by alias or fingerprint."""
+    if protocol_of(context, remote) == "oci":
+        images_of(context, remote)
     if protocol_of(context, remote) == "simplestreams":
         from flexd.cli.streams import find_in
 
@@ -74,6 +81,8 @@ def launch_source(context: Context, client: Client, image: str, kind: str) -> di
     protocol = protocol_of(context, remote)
     if protocol == "simplestreams":
         return stream_source(context.config.remote(remote), name)
+    if protocol == "oci":
+        return registry_source(context.config.remote(remote), name)
     if protocol == "build":
         return {"type": "image", "fingerprint": _built(context, client, context.config.remote(remote), name)}
     server = context.client(remote)
@@ -87,6 +96,13 @@ def stream_source(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
     source = {"type": "image", "mode": "pull", "server": str(settings["addr"]), "protocol": "simplestreams"}
     is_fingerprint = len(name) >= _FINGERPRINT_LENGTH and _HEX.issuperset(name)
     return {**source, "fingerprint" if is_fingerprint else "alias": name}
+
+
+def registry_source(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """An image of an OCI registry, which the daemon asks itself."""
+    if not name:
+        raise CliError("An OCI image needs a name, as docker:nginx or docker:nginx:1.27")
+    return {"type": "image", "mode": "pull", "server": str(settings["addr"]), "protocol": "oci", "alias": name}
 
 
 def _built(context: Context, client: Client, settings: Mapping[str, Any], name: str) -> str:

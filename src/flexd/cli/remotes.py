@@ -39,7 +39,7 @@ def certificate_path(remote: str) -> str:
 
 def https_endpoint(remote: str, address: str, settings: Mapping[str, Any]) -> HttpsEndpoint:
     """How to connect to a remote that is no unix socket."""
-    if settings.get("protocol") in ("simplestreams", "build"):
+    if settings.get("protocol") in ("simplestreams", "build", "oci"):
         raise CliError(f'The remote "{remote}" serves images only: it has no instances, networks or storage')
     if not address.startswith("https://"):
         raise CliError(f'The remote "{remote}" has an address that is neither unix:// nor https://: {address}')

@@ -24,7 +24,7 @@ class DeviceContext(Struct, frozen=True):
     """One device of one instance. `volatile` holds its `volatile.<device>.*` keys without that prefix; `siblings` are
     the instance's other devices, for what depends on them (NAT of a proxy on a NIC's address). `volume_project`: whose
     custom volumes its project uses; `source_parent`: the directory that a path of the host must not lead out of, ""
-    where any path may be used."""
+    where any path may be used. `mute`: nothing inside asks for addresses, so they are given from outside."""
 
     project: str
     instance: str
@@ -37,6 +37,7 @@ class DeviceContext(Struct, frozen=True):
     siblings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     volume_project: str = DEFAULT_PROJECT
     source_parent: str = ""
+    mute: bool = False
 
 
 class RunConfig(Struct, frozen=True):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command lines that confine programs: those fed with somebody else's archive, and those that build one.
+"""Command lines that confine programs: those fed with somebody else's archive or server, and those that build one.
 
 The kernel keeps them in: a tar or unsquashfs that is fooled (or exploited) sees only a read-only /usr and the target
 directory, and holds no capability beyond file ownership. All of them end with us (`programs.LEASH`).
@@ -68,6 +68,43 @@ exec chroot "$stage" setpriv --no-new-privs --inh-caps=-all --bounding-set=-all,
     exit $status' -- "$@"
 """
 
+# A program that speaks to servers: nobody's rights, the host's network and /etc, one directory of nobody's to write.
+_CONFINE_CLIENT = rf"""
+set -eu
+{_TAKE_LEASH}
+stage=$1; work=$2; shift 2
+{_ROOT}
+mkdir -p "$stage/etc" "$stage/work"
+mount --bind -o ro /etc "$stage/etc"
+mount --bind "$work" "$stage/work"
+chown 65534:65534 "$stage/work"
+cd /
+exec chroot "$stage" setpriv --reuid 65534 --regid 65534 --clear-groups --no-new-privs --inh-caps=-all \
+    --bounding-set=-all sh -c 'cd /work
+    {_LEASHED}
+    exit $status' -- "$@"
+"""
+
+# Layers to read at /layout and a tree to make at /bundle. Layers hold whiteouts and devices: making a device node needs
+# CAP_MKNOD, so nothing here lets one be opened, and they are removed again.
+_CONFINE_LAYERS = rf"""
+set -eu
+{_TAKE_LEASH}
+stage=$1; layout=$2; bundle=$3; shift 3
+{_ROOT}
+mkdir -p "$stage/layout" "$stage/bundle" "$stage/tmp" "$stage/proc"
+mount --bind -o ro "$layout" "$stage/layout"
+mount --bind "$bundle" "$stage/bundle"
+mount -o remount,bind,nodev,nosuid "$stage/bundle"
+mount -o remount,nodev "$stage"
+mount -t proc -o nosuid,nodev,noexec proc "$stage/proc"
+cd /
+exec chroot "$stage" setpriv --no-new-privs --inh-caps=-all \
+    --bounding-set=-all,+chown,+dac_override,+fowner,+fsetid,+setfcap,+mknod sh -c '{_LEASHED}
+    find /bundle -xdev \( -type b -o -type c \) -printf "skipped device: %p\n" -delete >&2
+    exit $status' -- "$@"
+"""
+
 TARGET = "/image/rootfs"
 """Where a confined program sees the target."""
 FILE = "/file"
@@ -76,6 +113,12 @@ TREE = "/tree"
 """Where a confined reader sees the tree, under its name."""
 OUTPUT = "/output"
 """Where a confined reader may write."""
+WORK = "/work"
+"""Where a confined client may write."""
+LAYOUT = "/layout"
+"""Where a confined program sees an OCI image layout."""
+BUNDLE = "/bundle"
+"""Where a confined program makes a tree of layers."""
 
 _NAMESPACES = ("unshare", "--mount", "--propagation", "private", "--ipc", "--pid", "--fork", "--kill-child")
 
@@ -91,6 +134,16 @@ def reading(argv: Sequence[str], *, stage: Path, tree: Path, name: str, output: 
     """A program that reads somebody else's tree, whatever its files' modes, and may write one file at most."""
     places = [str(stage), str(tree), name, str(output or "")]
     return [*_NAMESPACES, "sh", "-c", _CONFINE_READER, "sh", *places, *argv]
+
+
+def client(argv: Sequence[str], *, stage: Path, work: Path) -> list[str]:
+    """A program that talks to a server that we need not trust; `work` becomes nobody's."""
+    return [*_NAMESPACES, "sh", "-c", _CONFINE_CLIENT, "sh", str(stage), str(work), *argv]
+
+
+def layering(argv: Sequence[str], *, stage: Path, layout: Path, bundle: Path) -> list[str]:
+    """A program that puts somebody else's layers on top of each other, owners and all, below `bundle`."""
+    return [*_NAMESPACES, "sh", "-c", _CONFINE_LAYERS, "sh", str(stage), str(layout), str(bundle), *argv]
 
 
 def leashed(argv: Sequence[str]) -> list[str]:

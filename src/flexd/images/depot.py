@@ -14,17 +14,20 @@ from msgspec import Struct, field
 
 from flexd.api.errors import FlexdError
 from flexd.api.image import ImageMetadata
+from flexd.images.applications import Application
 from flexd.images.contract import ExportFiles
 from flexd.images.formats import HEAD_BYTES, detect
 from flexd.images.incoming import PREFIX, Incoming
 
 
 class Known(Struct):
-    """What was read of an image: its metadata, the text of its templates by name, and its size when unpacked."""
+    """What was read of an image: its metadata, the text of its templates by name, its size when unpacked, and what an
+    OCI image is for."""
 
     metadata: ImageMetadata
     templates: dict[str, str] = field(default_factory=dict)
     expanded_bytes: int = 0
+    application: Application | None = None
 
 
 class Depot:

@@ -28,6 +28,7 @@ from flexd.api.image import (
 from flexd.api.times import now
 from flexd.host.contract import Host
 from flexd.images.aliases import AliasNotFound
+from flexd.images.applications import Application
 from flexd.images.archive import Archives, UnpackFailed, free_space_fault
 from flexd.images.contract import ExportFiles, ImageNotFound, ImageRecord
 from flexd.images.depot import Depot
@@ -81,7 +82,7 @@ class Images:
         self._depot = Depot(directory)
         self._archives = Archives(host, self._depot.stage)
         self._web = Web(settings, patience)
-        self._sources = Sources(host, self._web, settings)
+        self._sources = Sources(host, self._web, self._depot, settings)
         self._tokens = Tokens(operations)
         self._intake = Intake(
             host=host,
@@ -168,6 +169,10 @@ class Images:
     async def templates(self, fingerprint: str) -> dict[str, str]:
         """The texts that `ImageMetadata.templates` refer to, by file name."""
         return (await self._intake.known(fingerprint)).templates
+
+    async def application(self, fingerprint: str) -> Application | None:
+        """The program that an OCI image is for; None for a system."""
+        return (await self._intake.known(fingerprint)).application
 
     async def export_files(self, project: str, fingerprint: str) -> ExportFiles:
         return await self._depot.export_files(self._registry.find(project, fingerprint).value.fingerprint)

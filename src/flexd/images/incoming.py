@@ -125,6 +125,10 @@ class Incoming:
         """Somebody has written `metadata`, a unified image, and hashed it."""
         self._packed, self.size_bytes = fingerprint, size_bytes
 
+    def call(self, fingerprint: str) -> None:
+        """Its fingerprint is not the files' hash but the digest of the OCI image that they were made of."""
+        self._packed = fingerprint
+
     async def adopt(self) -> None:
         """Hash files that somebody else has written to `metadata` and `rootfs`."""
         self.has_rootfs = await asyncio.to_thread(self.rootfs.exists)

@@ -14,6 +14,7 @@ from flexd.api.errors import Conflict
 from flexd.api.image import ImageAlias, ImageMetadata, ImagesPost
 from flexd.api.times import ZERO_TIME, now
 from flexd.host.contract import Host
+from flexd.images.applications import parse_application
 from flexd.images.archive import Archives
 from flexd.images.contract import AliasRecord, BadImage, ImageNotFound, ImageRecord
 from flexd.images.depot import Depot, Known
@@ -186,7 +187,8 @@ def known_of(survey: Survey, expanded_bytes: int, name: str) -> Known:
         if template.template not in survey.templates:
             raise BadImage(f'Invalid image {name}: templates/{template.template} for "{path}" is missing')
     texts = {file: text.decode("utf-8", "replace") for file, text in survey.templates.items()}
-    return Known(metadata, texts, expanded_bytes)
+    application = parse_application(survey.application, name) if survey.application is not None else None
+    return Known(metadata, texts, expanded_bytes, application)
 
 
 def _import_plan(record: ImageRecord, incoming: Path | None, aliases: list[ImageAlias], replaced: list[str]) -> Plan:

@@ -57,6 +57,10 @@ KEYS = (
         check=_architecture_fault,
     ),
     Key(
+        "images.oci_authfile",
+        description="Credentials for OCI registries: a file here, as `skopeo login --authfile` writes it",
+    ),
+    Key(
         "images.remote_cache_expiry",
         "integer",
         "10",

@@ -5,7 +5,6 @@ An index is remembered; it is asked for again after a minute, and only sent agai
 """
 
 import asyncio
-import ipaddress
 import os
 import tempfile
 import time
@@ -29,6 +28,7 @@ from flexd.images.meter import Meter
 from flexd.images.programs import read_chain
 from flexd.images.sources import Offer, alias_of
 from flexd.images.transfer import DownloadFailed, Session, Web, check_url
+from flexd.images.urls import is_loopback
 from flexd.operations.contract import Progress
 
 # Ubuntu's lists of images have 10 MB.
@@ -167,19 +167,12 @@ def _check_server(base: str, keyring: str) -> None:
     """Whoever sits between could send any image over http: only a signature helps there."""
     check_url(base)
     parts = urlsplit(base)
-    if parts.scheme == "https" or keyring or _is_loopback(parts.hostname or ""):
+    if parts.scheme == "https" or keyring or is_loopback(parts.hostname or ""):
         return
     raise BadRequest(
         f'Invalid image source URL "{base}": simplestreams over http:// needs a signed index; use https://, or name '
         "the signers' keyring in images.simplestreams_keyrings"
     )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 async def verified(processes: Processes, text: bytes, keyring: str, url: str) -> bytes:

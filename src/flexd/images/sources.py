@@ -11,7 +11,7 @@ from flexd.api.architectures import canonical_architecture
 from flexd.api.errors import BadRequest
 from flexd.api.image import ImageSource, ImagesPostSource
 from flexd.host.contract import Host
-from flexd.images.depot import Known
+from flexd.images.depot import Depot, Known
 from flexd.images.incoming import Incoming
 from flexd.images.keys import Settings
 from flexd.images.transfer import Web, check_url
@@ -77,10 +77,10 @@ def alias_of(source: ImagesPostSource) -> str:
 class Sources:
     """What `POST /1.0/images` and `POST /1.0/instances` name as a source."""
 
-    def __init__(self, host: Host, web: Web, settings: Settings) -> None:
+    def __init__(self, host: Host, web: Web, depot: Depot, settings: Settings) -> None:
         from flexd.images.simplestreams import Streams
 
-        self._host, self._web, self._settings = host, web, settings
+        self._host, self._web, self._depot, self._settings = host, web, depot, settings
         self._streams = Streams(web, host.processes, settings)
 
     async def prepare(self, source: ImagesPostSource) -> Fetch:
@@ -109,12 +109,16 @@ class Sources:
             from flexd.images.simplestreams import StreamFetch
 
             return StreamFetch(self._streams, self._web, source, architecture)
+        if source.protocol == "oci":
+            from flexd.images.registries import prepare_oci
+
+            return await prepare_oci(self._host, self._depot, self._settings, self._web.patience, source, architecture)
         if source.protocol in ("", "lxd", "incus", "flexd"):
             from flexd.images.remote import ServerFetch
 
             return ServerFetch(self._web, source, architecture)
         raise BadRequest(
-            f'Invalid image source: protocol "{source.protocol}" is not known (expected one of lxd, simplestreams)'
+            f'Invalid image source: protocol "{source.protocol}" is not known (expected one of lxd, simplestreams, oci)'
         )
 
     async def _default_architecture(self) -> str:

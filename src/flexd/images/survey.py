@@ -37,13 +37,15 @@ class Limits(Struct, frozen=True):
 
 
 class Survey(Struct):
-    """What an archive holds. `templates` are the files of templates/, by name."""
+    """What an archive holds. `templates` are the files of templates/, by name; `application` is config.json, which
+    tells of an OCI image."""
 
     members: int = 0
     expanded_bytes: int = 0
     devices: int = 0
     rootfs_members: int = 0
     metadata: bytes | None = None
+    application: bytes | None = None
     templates: dict[str, bytes] = field(default_factory=dict)
 
 
@@ -235,23 +237,27 @@ def _check_member(checker: Checker, tar: tarfile.TarFile, member: tarfile.TarInf
         _collect(checker, tar, path, member)
 
 
+_DOCUMENTS = {"metadata.yaml": "metadata", "config.json": "application"}
+
+
 def _check_layout(checker: Checker, path: str, member: tarfile.TarInfo) -> None:
     """What the image format gives a meaning to must be plain files and directories."""
     if path in ("rootfs", "templates") and not member.isdir():
         raise checker.bad(member.name, "must be a directory")
-    if (path == "metadata.yaml" or path.startswith("templates/")) and not (member.isreg() or member.isdir()):
+    plain = path in _DOCUMENTS or path.startswith("templates/")
+    if plain and not (member.isreg() or member.isdir()):
         raise checker.bad(member.name, "must be a plain file")
 
 
 def _collect(checker: Checker, tar: tarfile.TarFile, path: str, member: tarfile.TarInfo) -> None:
-    """Keep metadata.yaml and the templates."""
+    """Keep the documents and the templates."""
     if not member.isreg():
         return
     survey = checker.survey
-    if path == "metadata.yaml":
+    if path in _DOCUMENTS:
         if member.size > METADATA_BYTES:
             raise checker.bad(member.name, f"has {member.size} bytes, more than {METADATA_BYTES}")
-        survey.metadata = _content(tar, member)
+        setattr(survey, _DOCUMENTS[path], _content(tar, member))
     elif path.startswith("templates/") and path.count("/") == 1:
         if member.size + sum(map(len, survey.templates.values())) > _TEMPLATES_BYTES:
             raise checker.bad(member.name, f"makes the templates larger than {_TEMPLATES_BYTES} bytes")

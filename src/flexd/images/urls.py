@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where images and aliases are found in the API; used in operations and lifecycle events."""
+"""Where images and aliases are found in the API (in operations and lifecycle events), and where servers are."""
 
+import ipaddress
 from urllib.parse import quote
 
 
@@ -15,3 +16,11 @@ def alias_url(project: str, name: str) -> str:
 
 def _project(project: str) -> str:
     return "" if project == "default" else f"?project={quote(project, safe='')}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a URL's host is this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -18,11 +18,12 @@ from flexd.instances.allocator import current_idmap
 from flexd.instances.confinement import Confinement
 from flexd.instances.firstboot import renamed
 from flexd.instances.limiter import Limiter
+from flexd.instances.name_files import NameFiles
 from flexd.instances.project_rules import ProjectRules
 from flexd.instances.record import Attached, DeviceEntries, Expanded, InstanceRecord, device_volatile
 from flexd.instances.registry import Registry
 from flexd.instances.restrictions import disk_parent
-from flexd.instances.spec import container_spec
+from flexd.instances.spec import container_spec, is_application
 from flexd.instances.templates import Templates
 from flexd.operations.contract import Progress
 from flexd.operations.journal import Journal
@@ -51,6 +52,7 @@ class Actions:
         limiter: Limiter,
         confinement: Confinement,
         templates: Templates,
+        name_files: NameFiles,
         journal: Journal,
         directory: Path,
     ) -> None:
@@ -64,6 +66,7 @@ class Actions:
         self._limiter = limiter
         self._confinement = confinement
         self._templates = templates
+        self._name_files = name_files
         self._directory = directory
         register = journal.register
         register("instances.record", self._record, self._unrecord)
@@ -160,6 +163,7 @@ class Actions:
             siblings={name: entry for name, entry in all_of.items() if name != device},
             volume_project=self._projects.owner(record.project, "storage.volumes"),
             source_parent=self._source_parent(record.project, attached.entry),
+            mute=is_application(record.config),
         )
 
     def _source_parent(self, project: str, entry: Mapping[str, str]) -> str:
@@ -235,6 +239,9 @@ class Actions:
         confined = await self._confinement.prepare(record, expanded)
         spec = container_spec(record, expanded, rootfs, idmap, parts, limits, confined)
         await self._templates.apply(record, expanded, rootfs, idmap)
+        if spec.application is not None:
+            addresses = [address for nic in spec.nics for address in nic.addresses]
+            await self._name_files.write(record, expanded, rootfs, idmap, addresses)
         await self._runtime.start(spec)
 
     async def _activate(self, args: Args, _progress: Progress) -> None:

@@ -57,7 +57,7 @@ def new_volatile(devices: Devices, expanded: Expanded, known: Mapping[str, str])
 
 def without_stale_volatile(config: Config, expanded: Expanded) -> Config:
     """Drop `volatile.DEVICE.*` of devices that the instance no longer has."""
-    fixed = ("volatile.idmap.", "volatile.last_state.", "volatile.cloud-init.", "volatile.evacuate.")
+    fixed = tuple(f"volatile.{name}." for name in ("idmap", "last_state", "cloud-init", "container", "evacuate"))
     kept: Config = {}
     for key, value in config.items():
         parts = key.split(".", 2)

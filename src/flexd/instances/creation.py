@@ -11,6 +11,7 @@ from flexd.api.errors import BadRequest, Conflict
 from flexd.api.image import ImagesPostSource
 from flexd.api.instance import InstanceSource, InstancesPost
 from flexd.api.times import now
+from flexd.images.applications import GROUPS, IS_APPLICATION, STOP_SIGNAL, application_config
 from flexd.images.contract import ImageRecord
 from flexd.images.images import Images
 from flexd.images.sources import RemoteFetch
@@ -34,6 +35,8 @@ from flexd.store.contract import RevisionConflict
 
 # LXD keeps what made an image known on the instance, except what only describes the file.
 _IMAGE_KEYS_LEFT_OUT = frozenset({"requirements", "requirements.cgroup"})
+
+_KEPT_BY_COPIES = ("volatile.base_image", IS_APPLICATION, STOP_SIGNAL, GROUPS)
 
 
 class Creation:
@@ -126,7 +129,7 @@ class Creation:
             architecture=post.architecture or (image.architecture if image else ""),
             description=post.description,
             ephemeral=post.ephemeral,
-            kept=image_config(image) if image else {},
+            kept=image_config(image) | await self._application(project, post, image) if image else {},
             metadata=await self._metadata.of_image(image.fingerprint) if image else "",
         )
         record, expanded = await self._resolver.record(project, name, wanted)
@@ -143,6 +146,14 @@ class Creation:
         self._projects.check_image_server(project, urlsplit(source.server).hostname or source.server)
         wanted = architecture or self._projects.value(project, "images.default_architecture")
         return await self._images.remote(image_source(source), wanted)
+
+    async def _application(self, project: str, post: InstancesPost, image: ImageRecord) -> Config:
+        """What an OCI image says of its program, where neither the client nor a profile does."""
+        application = await self._images.application(image.fingerprint)
+        if application is None:
+            return {}
+        given = self._registry.expand_with(project, _known(self._registry, project, post, image), post.config, {})
+        return {key: value for key, value in application_config(application).items() if key not in given.config}
 
     def source_image(self, project: str, name: str, source: InstanceSource) -> ImageRecord | None:
         """An image of this server, or None for an instance made from nothing. `project`: the instance's."""
@@ -283,6 +294,11 @@ def image_config(image: ImageRecord) -> Config:
     return kept | {"volatile.base_image": image.fingerprint}
 
 
+def _known(registry: Registry, project: str, post: InstancesPost, image: ImageRecord) -> list[str]:
+    """The profiles that exist; that all do is told later."""
+    return [name for name in _profiles(post, image) if registry.profiles.get(project, name) is not None]
+
+
 def _profiles(post: InstancesPost, image: ImageRecord | None) -> list[str]:
     """Those asked for, else the image's (extension: image_profiles)."""
     if post.profiles is not None:
@@ -307,7 +323,7 @@ def image_source(source: InstanceSource) -> ImagesPostSource:
 def _copied(post: InstancesPost, origin: InstanceRecord) -> Wanted:
     """What the request leaves open is the source's, key by key and device by device, as in LXD."""
     config = {key: value for key, value in origin.config.items() if not key.startswith("volatile.")}
-    kept = {key: origin.config[key] for key in ("volatile.base_image",) if key in origin.config}
+    kept = {key: origin.config[key] for key in _KEPT_BY_COPIES if key in origin.config}
     return Wanted(
         profiles=origin.profiles if post.profiles is None else post.profiles,
         config=config | post.config,

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configuration keys of instances and profiles (LXD's names); validation and documentation derive from these rows."""
 
+import ipaddress
+import re
+import shlex
 from collections.abc import Mapping
 
 from flexd.api.errors import Fault
@@ -9,6 +12,8 @@ from flexd.instances.limits import KEYS as LIMIT_KEYS
 from flexd.instances.security import KEYS as SECURITY_KEYS
 from flexd.instances.security import security_faults
 from flexd.operations.schedule import expiry_fault, pattern_fault, schedule_fault
+
+_DOMAIN = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
 
 
 def _seconds_fault(value: str) -> str | None:
@@ -19,7 +24,41 @@ def _environment_fault(value: str) -> str | None:
     return "must not contain a line break" if "\n" in value or "\0" in value else None
 
 
+def _id_fault(value: str) -> str | None:
+    fits = value.isascii() and value.isdecimal() and int(value) < 1 << 32
+    return None if fits else f'invalid value "{value}" (expected a user or group id, a number)'
+
+
+def _command_fault(value: str) -> str | None:
+    try:
+        words = shlex.split(value)
+    except ValueError as error:
+        return f'invalid value "{value}" ({error}; quoted as for a shell)'
+    return None if words and "\0" not in value else "is empty: there is nothing to run"
+
+
+def _directory_fault(value: str) -> str | None:
+    fits = value.startswith("/") and not any(character in value for character in "\n\r\0")
+    return None if fits else f'invalid value "{value}" (expected an absolute path)'
+
+
+def _addresses_fault(value: str) -> str | None:
+    try:
+        for each in value.split(","):
+            ipaddress.ip_address(each.strip())
+    except ValueError as error:
+        return f'invalid value "{value}" ({error})'
+    return None
+
+
+def _domains_fault(value: str) -> str | None:
+    names = [each.strip() for each in value.split(",")]
+    fits = all(_DOMAIN.fullmatch(name) for name in names)
+    return None if fits else f'invalid value "{value}" (expected names of domains)'
+
+
 KEYS = (
+    Key("boot.autorestart", kind="bool", default="false", description="Start again after an end that nobody asked for"),
     Key("boot.autostart", kind="bool", description="Start with the daemon; unset: as it was when the host went down"),
     Key("boot.autostart.delay", default="0", check=_seconds_fault, description="Seconds until the next starts"),
     Key("boot.autostart.priority", kind="integer", default="0", description="Higher starts first"),
@@ -37,6 +76,13 @@ KEYS = (
     Key("environment.*", check=_environment_fault, description="Environment of init and of exec"),
     Key("image.*", description="Properties of the image that it was made from"),
     *LIMIT_KEYS,
+    Key("oci.cwd", live=False, check=_directory_fault, description="Working directory of an OCI image's program"),
+    Key("oci.dns.domain", live=False, check=_domains_fault, description="Domain in an OCI container's resolv.conf"),
+    Key("oci.dns.nameservers", live=False, check=_addresses_fault, description="Name servers, not its networks'"),
+    Key("oci.dns.search", live=False, check=_domains_fault, description="Domains to search, not its networks'"),
+    Key("oci.entrypoint", live=False, check=_command_fault, description="An OCI image's program, quoted as in a shell"),
+    Key("oci.gid", live=False, check=_id_fault, description="Group of an OCI image's program"),
+    Key("oci.uid", live=False, check=_id_fault, description="User of an OCI image's program"),
     *SECURITY_KEYS,
     Key("snapshots.expiry", check=expiry_fault, description="How long snapshots live (`1d 2H`)"),
     Key("snapshots.pattern", default="snap%d", check=pattern_fault, description="Names of snapshots"),
@@ -52,9 +98,13 @@ VOLATILE_KEYS = (
     Key("volatile.cloud-init.instance-id"),
     Key("volatile.evacuate.origin"),
     Key("volatile.evacuate.power"),
+    Key("volatile.container.groups"),
+    Key("volatile.container.oci"),
+    Key("volatile.container.stop_signal"),
     Key("volatile.idmap.base"),
     Key("volatile.idmap.current"),
     Key("volatile.idmap.next"),
+    Key("volatile.last_state.exit_status"),
     Key("volatile.last_state.idmap"),
     Key("volatile.last_state.power"),
     Key("volatile.last_state.ready"),

@@ -26,6 +26,7 @@ from flexd.instances.plan import cleanup_plan, delete_plan, start_plan
 from flexd.instances.ports import PortList
 from flexd.instances.record import Config, Expanded, InstanceRecord, attached_devices
 from flexd.instances.registry import Registry
+from flexd.instances.spec import is_application
 from flexd.operations.events import Events
 from flexd.operations.journal import Journal
 from flexd.operations.locks import Locks
@@ -45,6 +46,10 @@ _TITLES: dict[str, str] = {
 }
 # boot.host_shutdown_timeout's default in LXD.
 _HOST_SHUTDOWN_TIMEOUT_S = 30.0
+# boot.autorestart, as Incus has it: ten times in a minute.
+_TAIL_BYTES = 1000  # some lines of a console
+_REVIVALS, _REVIVALS_S = 10, 60.0
+_OF_ONE_RUN = ("volatile.last_state.ready", "volatile.last_state.exit_status")
 
 
 class _Live:
@@ -88,6 +93,7 @@ class Lifecycle:
         self._locks = locks
         self._events = events
         self._live: dict[str, _Live] = {}
+        self._revivals: dict[str, list[float]] = {}
         self._host_goes_down = False
         self._before_start: list[Callable[[InstanceRecord], Awaitable[None]]] = []
 
@@ -221,20 +227,35 @@ class Lifecycle:
             undo.push(self._note_power, project, name, "STOPPED")
             await self._journal.run(start_plan(record))
             container = await self._runtime.find(record.storage_name)
-            if container is None:
-                # Ended between its start and now; the runtime's own wait for init's first moments has passed.
-                await self._journal.run(cleanup_plan(record))
-                raise FlexdError(f'Failed starting instance "{name}": its init ended at once; see its console log')
-            self._watch(record, container)
+            if container is not None:
+                self._watch(record, container)
+                self._events.lifecycle("instance-started", record.url, project)
+        if container is None:
+            await self._see_early_end(record)
         await self.rebalance()
-        self._events.lifecycle("instance-started", record.url, project)
+
+    async def _see_early_end(self, record: InstanceRecord) -> None:
+        """Ended between its start and now; the runtime's own wait for init's first moments has passed. An application
+        may have had no more to do."""
+        ended = await self._runtime.how_ended(record.storage_name)
+        if not is_application(record.config) or ended.status != 0:
+            async with self._locks.hold(record.root_key, "cleanup"):
+                await self._journal.run(cleanup_plan(record))
+            await self._note_power(record.project, record.name, "STOPPED")
+            status = "" if ended.status is None else f" with status {ended.status}"
+            said = (await self._runtime.console_log(record.storage_name))[-_TAIL_BYTES:].decode(errors="replace")
+            console = f"; console: {said.strip()}" if said.strip() else "; see its console log"
+            raise FlexdError(f'Failed starting instance "{record.name}": its init ended at once{status}{console}')
+        self._events.lifecycle("instance-started", record.url, record.project)
+        async with self._locks.hold(devices_key(record), "cleanup"):
+            await self._clean_up(record, ended, again=False, asked=False)
 
     async def _prepare_start(self, project: str, name: str) -> InstanceRecord:
         """Choose the id map, fill in volatile keys, check the host; one write before anything happens."""
         found = self._registry.find(project, name)
         record = found.value
         expanded = self._registry.expand(record)
-        config = {key: value for key, value in record.config.items() if key != "volatile.last_state.ready"}
+        config = {key: value for key, value in record.config.items() if key not in _OF_ONE_RUN}
         config |= new_volatile(self._devices, expanded, config)
         config |= await self._allocator.choose(expanded.config, record.storage_name)
         config |= {
@@ -346,29 +367,52 @@ class Lifecycle:
             live.ended.set()
 
     async def _after_end(self, live: _Live, record: InstanceRecord, ended: Ended) -> None:
-        again = live.asked == "restart" or (ended.target == "reboot" and not live.asked)
+        again = live.asked == "restart" or (not live.asked and (ended.target == "reboot" or self._revives(record)))
         # Not in the middle of an edit of its devices, which would go on with what is taken down here.
         async with self._locks.hold(devices_key(record), "cleanup"):
-            record = await self._clean_up(live, record, again=again)
+            record = await self._clean_up(record, ended, again=again, asked=bool(live.asked))
         await self.rebalance()
         if again and not live.asked:
             await self._in_background(record, "restart")
 
-    async def _clean_up(self, live: _Live, record: InstanceRecord, *, again: bool) -> InstanceRecord:
-        """The instance shows as running until all is done, so that no start comes in between."""
+    def _revives(self, record: InstanceRecord) -> bool:
+        """`boot.autorestart`: a program that ends again and again is left alone after some times."""
+        if self._host_goes_down or not is_true(self._setting(record, "boot.autorestart")):
+            return False
+        now_s = asyncio.get_running_loop().time()
+        recent = [each for each in self._revivals.get(record.storage_name, ()) if now_s - each < _REVIVALS_S]
+        if len(recent) >= _REVIVALS:
+            log.warning('Instance "%s" ended %d times in a minute: it stays stopped', record.name, _REVIVALS + 1)
+            return False
+        self._revivals[record.storage_name] = [*recent, now_s]
+        return True
+
+    async def _clean_up(self, record: InstanceRecord, ended: Ended, *, again: bool, asked: bool) -> InstanceRecord:
+        """The instance shows as running until all is done, so that no start comes in between. `asked`: by a request
+        here, so not by the container itself."""
         record = self._registry.instance(record.project, record.name)
         async with self._locks.hold(record.root_key, "cleanup"):
             await self._journal.run(cleanup_plan(record))
         if not again and not self._host_goes_down:
             await self._note_power(record.project, record.name, "STOPPED")
-        if not live.asked:
+        status = ended.status if is_application(record.config) else None
+        if status is not None:
+            await self._note_status(record, status)
+        if not asked:
             action = "instance-restarted" if again else "instance-shutdown"
-            self._events.lifecycle(action, record.url, record.project)
+            about = {} if status is None else {"exit_status": status}
+            self._events.lifecycle(action, record.url, record.project, about)
         if record.ephemeral and not again:
             await self._journal.run(delete_plan(record))
             self._events.lifecycle("instance-deleted", record.url, record.project)
         self._live.pop(record.storage_name, None)
         return record
+
+    async def _note_status(self, record: InstanceRecord, status: int) -> None:
+        found = self._registry.find(record.project, record.name)
+        config = found.value.config | {"volatile.last_state.exit_status": str(status)}
+        changed = msgspec.structs.replace(found.value, config=config)
+        await self._registry.instances.update(found.path, changed, found.revision)
 
     async def _in_background(self, record: InstanceRecord, why: str) -> None:
         """A start that nobody waits for: its failure is logged and leaves the instance stopped."""

@@ -4,6 +4,7 @@
 from collections.abc import Mapping
 
 from flexd.api.units import is_true
+from flexd.images.applications import IS_APPLICATION
 from flexd.instances.record import Expanded, InstanceRecord, device_volatile
 from flexd.instances.registry import Registry, profile_url
 from flexd.network.contract import Port
@@ -31,6 +32,7 @@ class PortList:
             if entry.get("type") != "nic" or not entry.get("network"):
                 continue
             volatile = device_volatile(record.config, device)
+            mute = is_true(record.config.get(IS_APPLICATION))
             ports.append(
                 Port(
                     network=entry["network"],
@@ -38,8 +40,8 @@ class PortList:
                     project=record.project,
                     device=device,
                     hwaddr=entry.get("hwaddr") or volatile.get("hwaddr", ""),
-                    ipv4_address=_fixed(entry, volatile, "ipv4"),
-                    ipv6_address=_fixed(entry, volatile, "ipv6"),
+                    ipv4_address=_fixed(entry, volatile, "ipv4", chosen=mute),
+                    ipv6_address=_fixed(entry, volatile, "ipv6", chosen=mute),
                 )
             )
         return ports
@@ -76,10 +78,11 @@ class PortList:
         return users
 
 
-def _fixed(entry: Mapping[str, str], volatile: Mapping[str, str], family: str) -> str:
-    """The configured address, or the one that was chosen for an interface that may use no other."""
+def _fixed(entry: Mapping[str, str], volatile: Mapping[str, str], family: str, *, chosen: bool) -> str:
+    """The configured address, or the one that was chosen for an interface that may use no other, or asks for none."""
     configured = entry.get(f"{family}.address", "")
     if configured:
         return "" if configured == "none" else configured
-    chosen = volatile.get("last_state.ip_addresses", "") if is_true(entry.get(f"security.{family}_filtering")) else ""
-    return next((each for each in chosen.split(",") if each and (":" in each) == (family == "ipv6")), "")
+    counts = chosen or is_true(entry.get(f"security.{family}_filtering"))
+    known = volatile.get("last_state.ip_addresses", "") if counts else ""
+    return next((each for each in known.split(",") if each and (":" in each) == (family == "ipv6")), "")

@@ -13,6 +13,7 @@ from flexd.api.architectures import package_architecture
 from flexd.api.errors import BadRequest
 from flexd.api.image import ImageMetadata, ImagesPost
 from flexd.host.contract import Host
+from flexd.images.applications import application_of, render_application
 from flexd.images.compress import SQUASHFS, Compressor, find_compressor
 from flexd.images.depot import Known
 from flexd.images.images import Images
@@ -23,6 +24,7 @@ from flexd.images.sources import Fetched
 from flexd.instances.lifecycle import Lifecycle
 from flexd.instances.metadata import MetadataDocuments, MetadataRecord
 from flexd.instances.registry import Registry
+from flexd.instances.spec import is_application
 from flexd.instances.stills import Still, Stills
 from flexd.operations.contract import Progress
 from flexd.operations.operations import Operation
@@ -89,6 +91,9 @@ class Publishing:
         total_bytes = await self._host.files.disk_usage(still.tree)
         about: list[Part] = [Text("metadata.yaml", render_metadata(metadata), mtime=metadata.creation_date)]
         about += template_parts(kept, metadata.creation_date)
+        application = application_of(still.record.config) if is_application(still.record.config) else None
+        if application is not None:
+            about.append(Text("config.json", render_application(application), mtime=metadata.creation_date))
         if program.name == SQUASHFS:
             progress({f"{_PROGRESS}_progress": "Image pack: squashfs"})
             await self._packer.squash(still.tree, incoming.rootfs)
@@ -100,7 +105,7 @@ class Publishing:
             parts = [*about, Tree(still.tree, "rootfs")]
             packed = await self._packer.pack(parts, incoming.metadata, program, tick)
             incoming.packed(packed.fingerprint, packed.size_bytes)
-        return Known(metadata, kept.templates, total_bytes)
+        return Known(metadata, kept.templates, total_bytes, application)
 
 
 class _Publication:

@@ -12,7 +12,8 @@ import msgspec
 
 from flexd.api.errors import BadRequest, FlexdError
 from flexd.api.instance import InstanceRebuildPost
-from flexd.images.contract import ImageRecord
+from flexd.images.applications import application_config
+from flexd.images.contract import ImageNotFound, ImageRecord
 from flexd.images.images import Images
 from flexd.instances.check import root_size_bytes
 from flexd.instances.creation import Creation, image_config
@@ -33,6 +34,7 @@ from flexd.storage.pools import Pools
 log = logging.getLogger(__name__)
 
 Args = dict[str, Any]
+_OF_IMAGES = ("image.", "volatile.base_image", "volatile.container.")
 
 
 class Rebuild:
@@ -108,13 +110,29 @@ class Rebuild:
             self._check(old)
             new = msgspec.structs.replace(
                 old,
-                config=_config(old.config, image),
+                config=await self._config(old.config, image),
                 metadata=await self._metadata.of_image(image.fingerprint) if image else "",
             )
             await self._pools.unmount(old.volume)
             size_bytes = root_size_bytes(self._registry.expand(new))
             await self._journal.run(rebuild_plan(old, new, image, size_bytes), progress)
         self._events.lifecycle("instance-rebuilt", old.url, project)
+
+    async def _config(self, config: Config, image: ImageRecord | None) -> Config:
+        """The settings stay; what told of the former image tells of the new one."""
+        told = await self._told_by(config.get("volatile.base_image", ""))
+        kept = {k: v for k, v in config.items() if not k.startswith(_OF_IMAGES) and told.get(k) != v}
+        new = await self._told_by(image.fingerprint) if image else {}
+        about = image_config(image) if image else {}
+        return rebuilt(new | kept | {"volatile.last_state.idmap": "[]"} | about)
+
+    async def _told_by(self, fingerprint: str) -> Config:
+        """The keys that an OCI image gave to an instance, as far as it is still known."""
+        try:
+            application = await self._images.application(fingerprint) if fingerprint else None
+        except ImageNotFound:
+            return {}
+        return application_config(application) if application else {}
 
     async def _make(self, args: Args, progress: Progress) -> None:
         fingerprint = args["fingerprint"]
@@ -177,9 +195,3 @@ def rebuild_plan(old: InstanceRecord, new: InstanceRecord, image: ImageRecord | 
         ),
         on_crash="finish",
     )
-
-
-def _config(config: Config, image: ImageRecord | None) -> Config:
-    """The settings stay; what told of the former image tells of the new one."""
-    kept = {k: v for k, v in config.items() if not k.startswith("image.") and k != "volatile.base_image"}
-    return rebuilt(kept | {"volatile.last_state.idmap": "[]"} | (image_config(image) if image else {}))

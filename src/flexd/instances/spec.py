@@ -9,9 +9,10 @@ from msgspec import Struct
 from flexd.api.idmap import IdMap
 from flexd.api.units import is_true
 from flexd.devices.contract import RunConfig
+from flexd.images.applications import IS_APPLICATION, STOP_SIGNAL, application_of
 from flexd.instances.limits import Setting, rlimits
 from flexd.instances.record import Config, Expanded, InstanceRecord
-from flexd.runtime.contract import ContainerSpec
+from flexd.runtime.contract import ApplicationSpec, ContainerSpec
 
 
 class Confined(Struct, frozen=True):
@@ -27,12 +28,26 @@ class Confined(Struct, frozen=True):
 
 
 _UNCONFINED = Confined()
+# Programs that are not root serve ports such as 80, which is safe in a network of their own.
+_SYSCTLS = {"net.ipv4.ip_unprivileged_port_start": "0"}
 
 
 def environment(config: Config) -> Config:
     """The `environment.*` keys, without that prefix."""
     prefix = "environment."
     return {key[len(prefix) :]: value for key, value in config.items() if key.startswith(prefix)}
+
+
+def is_application(config: Config) -> bool:
+    """Whether it runs one program in place of a system: it was made from an OCI image."""
+    return is_true(config.get(IS_APPLICATION))
+
+
+def application_spec(config: Config) -> ApplicationSpec | None:
+    if not is_application(config):
+        return None
+    wanted = application_of(config)
+    return ApplicationSpec(tuple(wanted.command), wanted.cwd, wanted.uid, wanted.gid, tuple(wanted.groups))
 
 
 def container_spec(
@@ -57,7 +72,9 @@ def container_spec(
         mounts=tuple(mount for part in parts for mount in part.mounts),
         environment=environment(expanded.config),
         cgroup=(*((setting.file, setting.value) for setting in limits), *_rules(limited, parts)),
-        sysctls=confined.sysctls,
+        application=application_spec(expanded.config),
+        stop_signal=expanded.config.get(STOP_SIGNAL) or "SIGTERM" if is_application(expanded.config) else "",
+        sysctls=(_SYSCTLS if is_application(expanded.config) else {}) | confined.sysctls,
         rlimits=rlimits(expanded.config),
         nesting=is_true(expanded.config.get("security.nesting")),
         seccomp_profile=confined.seccomp_profile,

@@ -63,6 +63,17 @@ class MountSpec(Struct, frozen=True):
     options: tuple[str, ...] = ("bind",)
 
 
+class ApplicationSpec(Struct, frozen=True):
+    """One program that a container is for, in place of a system's init; ids are the container's. An init of ours is its
+    parent, which reaps orphans, passes signals on and ends with its status."""
+
+    command: tuple[str, ...]
+    cwd: str = "/"
+    uid: int = 0
+    gid: int = 0
+    groups: tuple[int, ...] = ()
+
+
 class ContainerSpec(Struct, frozen=True):
     """All that rendering needs; pure data. `rootfs` is mounted with ids as the container's map has them on the host."""
 
@@ -75,6 +86,7 @@ class ContainerSpec(Struct, frozen=True):
     mounts: tuple[MountSpec, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
     init: tuple[str, ...] = ()  # empty: /sbin/init
+    application: ApplicationSpec | None = None  # in place of `init`
     cgroup: tuple[tuple[str, str], ...] = ()  # ("memory.limit_in_bytes", "…"), written before init runs
     sysctls: dict[str, str] = field(default_factory=dict)
     rlimits: dict[str, str] = field(default_factory=dict)  # "nofile" -> "1024:4096" or "unlimited"
@@ -159,9 +171,11 @@ class Restore(Protocol):
 
 
 class Ended(Struct, frozen=True):
-    """Why a container's init ended: it powered off, rebooted, or was killed from outside."""
+    """Why a container's init ended: it powered off, rebooted, or was killed from outside. `status`: what it exited
+    with; None if reboot(2) or a signal ended it, or while no daemon ran."""
 
     target: Literal["stop", "reboot"]
+    status: int | None = None
 
 
 class ExecSpec(Struct, frozen=True):
@@ -242,7 +256,8 @@ class Runtime(Protocol):
         ...
 
     async def start(self, spec: ContainerSpec) -> RunningContainer:
-        """Start; returns when init runs. `StartFailed` if it does not, nothing stays behind then."""
+        """Start; returns when init runs. `StartFailed` if it does not, nothing stays behind then. An application may
+        have ended by then, with status 0."""
         ...
 
     async def obstacles(self, container: RunningContainer) -> list[Obstacle]:
@@ -265,6 +280,10 @@ class Runtime(Protocol):
 
     async def wait_ended(self, container: RunningContainer) -> Ended:
         """Return when init and its monitor are gone (liblxc's own clean-up done), and say why."""
+        ...
+
+    async def how_ended(self, name: str) -> Ended:
+        """The same of a container that does not run any more."""
         ...
 
     async def shutdown(self, container: RunningContainer) -> None:

@@ -124,6 +124,7 @@ class FakeRuntime:
         self._directory = directory
         self._running: dict[str, _Running] = {}
         self._last: dict[ProcessRef, asyncio.Future[Ended]] = {}
+        self._ends: dict[str, Ended] = {}
         self._owners: dict[Path, Owners] = {}
         self._next_pid = _FIRST_PID
         self.supervision: Callable[[str], Supervision | None] = lambda _name: None
@@ -138,14 +139,15 @@ class FakeRuntime:
 
     # --- what happens inside, for tests ------------------------------------------------------------------------------
 
-    def end(self, name: str, target: str = "stop") -> None:
-        """The container powers off, or reboots (`target="reboot"`), by itself."""
+    def end(self, name: str, target: str = "stop", status: int | None = None) -> None:
+        """The container powers off, or reboots (`target="reboot"`), by itself; an application exits with `status`."""
         running = self._running.pop(name)
         if running.console is not None:
             os.close(running.console)
         for command in running.commands:
             command.kill()
-        running.ended.set_result(Ended("reboot" if target == "reboot" else "stop"))
+        self._ends[name] = Ended("reboot" if target == "reboot" else "stop", status)
+        running.ended.set_result(self._ends[name])
 
     async def write_console(self, name: str, data: bytes) -> None:
         """Init prints something."""
@@ -188,6 +190,8 @@ class FakeRuntime:
         running.mounts = {mount.target: mount for mount in spec.mounts}
         self._last[init] = running.ended
         self.specs[spec.name] = spec
+        if spec.application is not None and spec.application.command == ("true",):
+            self.end(spec.name, status=0)
         return container
 
     def _process(self) -> ProcessRef:
@@ -231,6 +235,9 @@ class FakeRuntime:
 
     async def wait_ended(self, container: RunningContainer) -> Ended:
         return await asyncio.shield(self._last[container.init])
+
+    async def how_ended(self, name: str) -> Ended:
+        return self._ends.get(name, Ended("stop"))
 
     async def shutdown(self, container: RunningContainer) -> None:
         if self._is_live(container) and container.name not in self.ignoring_shutdown:

@@ -43,6 +43,7 @@ from flexd.runtime.criu.obstacles import find as find_obstacles
 from flexd.runtime.criu.outside import binds_of
 from flexd.runtime.criu.restore import ConsoleRecord, HeldRestore, Started
 from flexd.runtime.exec_process import LxcExecProcess, exec_directory, exec_environment
+from flexd.runtime.exit_statuses import ExitStatuses
 from flexd.runtime.helper import native_calls, wire
 from flexd.runtime.helper_process import Connection, HelperError, HelperProcess
 from flexd.runtime.init_signals import choose_signal
@@ -50,14 +51,23 @@ from flexd.runtime.interception.listener import Listener
 from flexd.runtime.logs import Logs
 from flexd.runtime.paths import ContainerPaths, group_prefix
 from flexd.runtime.remote_files import RemoteFiles
-from flexd.runtime.render import DROP_INS, KERNEL_DIRECTORIES, NATIVE_ONLY, HostFacts, render
+from flexd.runtime.render import (
+    APPLICATION_INITS,
+    KERNEL_DIRECTORIES,
+    NATIVE_ONLY,
+    HostFacts,
+    init_argv,
+    render,
+)
 from flexd.runtime.settling import survives
+from flexd.runtime.state_files import read_pid, read_target, remove_state, rename_state, write_state
 
 # Without newuidmap(1) in its PATH liblxc writes the id maps itself, as root may: 9 ms less, and no need for lines in
 # /etc/subuid. Hooks of `raw.lxc` need programs, so they get the usual PATH.
 _NO_PROGRAMS = {"PATH": "/nonexistent"}
 # Starting takes 10-60 ms. A start on a machine that swaps may take long; one that hangs must end some time.
 _START_TIMEOUT_S = 60.0
+_GONE = ProcessRef(0, 0)
 _WITHOUT_LXCFS = "containers see the host's memory, CPUs and uptime in /proc, as {why}"
 
 
@@ -72,6 +82,7 @@ class LxcRuntime:
         self._log_directory = log_directory
         self._helper = HelperProcess(host.processes)
         self._listener = Listener(self._helper, directory / ".seccomp" / "sock", self._figures, self._cgroup_directory)
+        self._statuses = ExitStatuses(directory)
         self._facts: HostFacts | None = None
         self._library: tuple[str, dict[str, str]] | None = None
         self._consoles: dict[str, RestoredConsole] = {}  # of restored containers
@@ -79,6 +90,7 @@ class LxcRuntime:
 
     async def prepare(self) -> None:
         """Start the helper and look at the host, so that the first start and exec are as fast as the others."""
+        await self._statuses.open()
         await self._helper.start()
         await self._host_facts()
 
@@ -114,10 +126,15 @@ class LxcRuntime:
 
     async def start(self, spec: ContainerSpec) -> RunningContainer:
         paths = self._paths(spec.name)
-        config = render(spec, paths, await self._host_facts())
+        facts = await self._host_facts()
+        config = render(spec, paths, facts)
+        if spec.application is not None and not facts.application_init:
+            missing = "missing on this host: tini-static (package tini) or catatonit"
+            raise StartFailed(f'Failed to start container "{spec.name}": {missing}')
         if await self.find(spec.name) is not None:
             raise StartFailed(f'Failed to start container "{spec.name}": it is running already')
-        if not await asyncio.to_thread(_write_state, paths, config):
+        self._statuses.forget(spec.name)
+        if not await asyncio.to_thread(write_state, paths, config):
             await self._remove_groups(paths)
         starting = asyncio.create_task(self._start(paths, spec))
         try:
@@ -133,18 +150,32 @@ class LxcRuntime:
         if program is None:
             raise StartFailed(f'Failed to start container "{spec.name}": the program lxc-start is not installed')
         argv = [program, "-n", spec.name, "-P", str(self._directory), "-f", str(paths.config), "-d"]
-        argv += ["-p", str(paths.monitor_pid)]
+        argv += ["-p", str(paths.monitor_pid), *(["--", *init_argv(spec)] if spec.application else [])]
         if spec.native_only:
             argv = [sys.executable, "-I", "-S", native_calls.__file__, *argv]
         environment = None if "hook" in spec.raw else _NO_PROGRAMS
         result = await self._host.processes.run(argv, env=environment, timeout_s=_START_TIMEOUT_S, check=False)
         container = await self.find(spec.name) if result.returncode == 0 else None
-        if container is None or not await survives(self._host.processes, self._host.cgroups, container):
-            raise await self._start_failed(paths, result)
-        return container
+        if container is not None and await survives(self._host.processes, self._host.cgroups, container):
+            return container
+        if spec.application is not None and result.returncode == 0:
+            return await self._ended_application(paths, result, container)
+        raise await self._start_failed(paths, result)
 
-    async def _start_failed(self, paths: ContainerPaths, result: Completed) -> StartFailed:
-        reason = "init ended at once" if result.returncode == 0 else "liblxc could not start it"
+    async def _ended_application(
+        self, paths: ContainerPaths, result: Completed, container: RunningContainer | None
+    ) -> RunningContainer:
+        """A program may have little to do; how it ended tells whether it could."""
+        monitor = await self._host.processes.identify(await asyncio.to_thread(read_pid, paths.monitor_pid))
+        if monitor is not None:
+            await self._host.processes.wait_exit(monitor)
+        status = (await self.how_ended(paths.name)).status
+        if status == 0:
+            return container or RunningContainer(paths.name, _GONE, _GONE, paths.payload_group)
+        raise await self._start_failed(paths, result, "" if status is None else f" with status {status}")
+
+    async def _start_failed(self, paths: ContainerPaths, result: Completed, status: str = "") -> StartFailed:
+        reason = f"init ended at once{status}" if result.returncode == 0 else "liblxc could not start it"
         said = result.stderr.decode(errors="replace").strip()
         tail = await asyncio.to_thread(Logs(paths).last_words, said)
         return StartFailed(f'Failed to start container "{paths.name}": {reason}{tail}')
@@ -153,7 +184,7 @@ class LxcRuntime:
         container = await self.find(paths.name)
         if container is not None:
             await self.kill(container)
-        monitor = await self._host.processes.identify(await asyncio.to_thread(_read_pid, paths.monitor_pid))
+        monitor = await self._host.processes.identify(await asyncio.to_thread(read_pid, paths.monitor_pid))
         if monitor is not None:
             await self._host.processes.wait_exit(monitor)
         await self._remove_groups(paths)
@@ -184,14 +215,17 @@ class LxcRuntime:
     async def wait_ended(self, container: RunningContainer) -> Ended:
         await self._host.processes.wait_exit(container.init)
         await self._host.processes.wait_exit(container.monitor)
-        paths = self._paths(container.name)
         console = self._consoles.pop(container.name, None)
         if console is not None:
             console.close()
-        target = await asyncio.to_thread(_read_target, paths)
+        return await self.how_ended(container.name)
+
+    async def how_ended(self, name: str) -> Ended:
+        paths = self._paths(name)
+        target = await asyncio.to_thread(read_target, paths)
         if not target:
             await self._remove_groups(paths)
-        return Ended("reboot" if target == "reboot" else "stop")
+        return Ended("reboot" if target == "reboot" else "stop", self._statuses.of(name))
 
     async def shutdown(self, container: RunningContainer) -> None:
         number = await asyncio.to_thread(choose_signal, self._paths(container.name).config, container.init.pid)
@@ -234,7 +268,7 @@ class LxcRuntime:
         config = render(spec, paths, await self._host_facts())
         if await self.find(spec.name) is not None:
             raise RestoreFailed(f"Failed to {what}: it is running already")
-        if not await asyncio.to_thread(_write_state, paths, config):
+        if not await asyncio.to_thread(write_state, paths, config):
             await self._remove_groups(paths)
         started = Started(self._host, criu, spec, paths, images)
         beginning = asyncio.create_task(started.begin(config))
@@ -435,10 +469,10 @@ class LxcRuntime:
         return await asyncio.to_thread(Logs(self._paths(name)).files)
 
     async def remove(self, name: str) -> None:
-        await asyncio.to_thread(_remove_state, self._paths(name))
+        await asyncio.to_thread(remove_state, self._paths(name))
 
     async def rename(self, name: str, new_name: str) -> None:
-        await asyncio.to_thread(_rename_state, self._paths(name), self._paths(new_name))
+        await asyncio.to_thread(rename_state, self._paths(name), self._paths(new_name))
 
     async def close(self) -> None:
         for holder in self._holders:
@@ -447,6 +481,7 @@ class LxcRuntime:
             console.close()
         await self._listener.stop()
         await self._helper.close()
+        await self._statuses.close()
         try:
             await self._host.cgroups.remove(group_prefix(self._directory))
         except HostError:
@@ -471,8 +506,8 @@ class LxcRuntime:
                 nested=features.nested,
                 seccomp_proxy=str(self._listener.path),
             )
-        lxcfs, directories = await asyncio.to_thread(_look_around, self._lxcfs)
-        return msgspec.structs.replace(self._facts, lxcfs=lxcfs, kernel_directories=directories)
+        lxcfs, directories, init = await asyncio.to_thread(_look_around, self._lxcfs)
+        return msgspec.structs.replace(self._facts, lxcfs=lxcfs, kernel_directories=directories, application_init=init)
 
     async def _ask_library(self) -> tuple[str, dict[str, str]]:
         if self._library is None:
@@ -511,10 +546,11 @@ def _read_record(path: Path) -> ProcessRef | None:
         return None
 
 
-def _look_around(mounted: Path) -> tuple[str, tuple[str, ...]]:
+def _look_around(mounted: Path) -> tuple[str, tuple[str, ...], str]:
     # A killed lxcfs leaves a mount that answers ENOTCONN (access(2) says no, stat(2) would raise).
     lxcfs = str(mounted) if os.access(mounted / "proc/meminfo", os.R_OK) else ""
-    return lxcfs, tuple(path for path in KERNEL_DIRECTORIES if os.path.isdir(path))
+    init = next(filter(None, map(shutil.which, APPLICATION_INITS)), "")
+    return lxcfs, tuple(path for path in KERNEL_DIRECTORIES if os.path.isdir(path)), init
 
 
 def _why_no_lxcfs(mounted: Path) -> str:
@@ -532,35 +568,6 @@ def _read_config(paths: ContainerPaths) -> str:
     return paths.config.read_text(errors="surrogateescape")
 
 
-def _write_state(paths: ContainerPaths, config: str) -> bool:
-    """Before a start; False if the run before did not end as it should. The configuration holds the environment, so it
-    is root's alone, like the logs."""
-    clean = paths.target.exists() or not paths.state.exists()
-    paths.state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    paths.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
-    paths.target.unlink(missing_ok=True)
-    paths.monitor_pid.unlink(missing_ok=True)
-    paths.console.unlink(missing_ok=True)
-    for name, text in DROP_INS.items():
-        _write_unit(paths.units / name, text)
-    Logs(paths).begin()
-    descriptor = os.open(paths.config, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
-        file.write(config)
-    return clean
-
-
-def _write_unit(path: Path, text: str) -> None:
-    """World-readable, as are the directories: a container's root looks at it with ids of its own."""
-    if path.exists() and path.read_text() == text:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    for place in (path.parent.parent, path.parent):
-        place.chmod(0o755)
-    path.chmod(0o644)
-
-
 def _entry_of(config: Path) -> tuple[bool, str]:
     """(native only, the policy if supervised) of a container as it was started; its keys may be others by now."""
     try:
@@ -569,34 +576,3 @@ def _entry_of(config: Path) -> tuple[bool, str]:
         return NATIVE_ONLY[0] in lines, Path(lines["lxc.seccomp.profile"]).read_text() if supervised else ""
     except FileNotFoundError:
         return False, ""
-
-
-def _read_target(paths: ContainerPaths) -> str:
-    """What the stop hook wrote; "" if the monitor was killed before it could run it."""
-    try:
-        return paths.target.read_text()
-    except FileNotFoundError:
-        return ""
-
-
-def _read_pid(path: Path) -> int:
-    """0 (no process) if liblxc did not come as far as its monitor."""
-    try:
-        return int(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return 0
-
-
-def _remove_state(paths: ContainerPaths) -> None:
-    Logs(paths).remove()
-    if paths.state.is_dir():
-        shutil.rmtree(paths.state)
-
-
-def _rename_state(old: ContainerPaths, new: ContainerPaths) -> None:
-    """The run-time directory holds nothing worth keeping between two runs."""
-    _remove_state(new)
-    if old.logs.is_dir():
-        old.logs.rename(new.logs)
-        new.config.unlink(missing_ok=True)
-    _remove_state(old)

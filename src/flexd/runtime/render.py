@@ -80,6 +80,15 @@ _DEVICE_RULES = (
     "c 10:200 rwm",
 )
 
+# What becomes PID 1 of an application container, from the host; it is static, so any image can run it.
+APPLICATION_INIT = "/dev/.flexd/init"
+APPLICATION_INITS = ("tini-static", "catatonit")  # the first one here that is installed; both take `-- COMMAND`
+# What a system's init would mount, and programs expect.
+_APPLICATION_MOUNTS = (
+    MountSpec("tmpfs", "dev/shm", "tmpfs", ("rw", "nosuid", "nodev", "noexec", "mode=1777", "create=dir")),
+    MountSpec("mqueue", "dev/mqueue", "mqueue", ("rw", "nosuid", "nodev", "noexec", "create=dir", "optional")),
+)
+
 # One pts per terminal session; LXD's number.
 _PTYS = 1024
 # The console log is kept up to this size and once more in console.log.1; LXD's ring buffer is as large.
@@ -102,6 +111,7 @@ class HostFacts(Struct, frozen=True):
     lxcfs: str = ""
     nested: bool = False  # in a user namespace, where cgroups limit no devices
     seccomp_proxy: str = ""  # the socket for supervised containers
+    application_init: str = ""  # the program on this host, "" if there is none
     kernel_directories: tuple[str, ...] = ()  # those of KERNEL_DIRECTORIES that this kernel has
 
 
@@ -226,6 +236,10 @@ def _file_systems(spec: ContainerSpec, paths: ContainerPaths, facts: HostFacts) 
         yield _mount(mount)
     if spec.migratable:
         yield _mount(MountSpec(str(paths.units), UNITS, options=_GUEST_API_OPTIONS))
+    if spec.application is not None:
+        init = MountSpec(facts.application_init, APPLICATION_INIT[1:], options=("bind", "ro", "create=file"))
+        for mount in (init, *_APPLICATION_MOUNTS):
+            yield _mount(mount)
     for mount in spec.mounts:
         yield _mount(mount)
 
@@ -272,6 +286,13 @@ def _init(spec: ContainerSpec) -> Iterator[Line]:
         yield "lxc.environment", f"{name}={value}"
     if spec.init:
         yield "lxc.init.cmd", " ".join(spec.init)
+    if spec.application is not None:
+        # The command is not here but among lxc-start's arguments: liblxc would split it at white space.
+        yield "lxc.init.cwd", spec.application.cwd
+        yield "lxc.init.uid", str(spec.application.uid)
+        yield "lxc.init.gid", str(spec.application.gid)
+        if spec.application.groups:
+            yield "lxc.init.groups", ",".join(map(str, spec.application.groups))
     if spec.stop_signal:
         yield "lxc.signal.halt", spec.stop_signal
 
@@ -306,7 +327,25 @@ def _faults(spec: ContainerSpec) -> Iterator[Fault]:
         # liblxc splits at white space and knows no quoting.
         if not argument or any(character.isspace() for character in argument):
             yield Fault("init", f"{argument!r} is empty or contains white space")
+    yield from _application_faults(spec)
     yield from _mount_faults(spec)
+
+
+def init_argv(spec: ContainerSpec) -> list[str]:
+    """What lxc-start is to run in place of `lxc.init.cmd`; nothing for a system's own init."""
+    return [APPLICATION_INIT, "--", *spec.application.command] if spec.application is not None else []
+
+
+def _application_faults(spec: ContainerSpec) -> Iterator[Fault]:
+    application = spec.application
+    if application is None:
+        return
+    if not application.command or not application.command[0]:
+        yield Fault("oci.entrypoint", "is empty: there is nothing to run")
+    if any("\0" in argument for argument in application.command):
+        yield Fault("oci.entrypoint", "must not contain NUL")
+    if not application.cwd.startswith("/"):
+        yield Fault("oci.cwd", f"{application.cwd!r} is not an absolute path")
 
 
 def _mount_faults(spec: ContainerSpec) -> Iterator[Fault]:

@@ -3,6 +3,7 @@
 
 import os
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,12 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="confining programs ne
 
 @pytest.fixture
 async def house(tmp_path: Path) -> AsyncIterator[House]:
+    async with opened(tmp_path, IMPATIENT) as made:
+        yield made
+
+
+@asynccontextmanager
+async def opened(tmp_path: Path, patience: Patience) -> AsyncIterator[House]:
     host = LinuxHost()
     store = await SqliteStore.open(tmp_path / "store.db")
     mirror = await StoreMirror.open(store)
@@ -54,7 +61,7 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
         delete_unpacked=delete_unpacked,
         projects=projects,
         settings=lambda name: settings.get(name, default_settings(name)),
-        patience=IMPATIENT,
+        patience=patience,
     )
     await images.prepare()
     yield House(images, journal, events, operations, tmp_path / "images", unlinked, settings)

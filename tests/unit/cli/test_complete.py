@@ -35,7 +35,7 @@ def things(server: FakeServer) -> None:
         ("flexc --project x start w", "web"),
         ("flexc start web ", "db web"),
         ("flexc info web ", ""),
-        ("flexc launch ", "debian/12 debian: images: local: ubuntu-daily: ubuntu:"),
+        ("flexc launch ", "debian/12 debian: docker: images: local: ubuntu-daily: ubuntu:"),
         ("flexc launch ubuntu:", ""),
         ("flexc launch deb", "debian/12 debian:"),
         ("flexc launch debian/12 x -n ", "flexbr0"),

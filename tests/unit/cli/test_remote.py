@@ -17,8 +17,15 @@ from tests.unit.client.fake_server import FakeServer
 
 def test_list_starts_with_the_local_daemon(run: Run) -> None:
     listed = run("remote", "list", "-f", "csv").out.splitlines()
-    assert [line.split(",")[0] for line in listed] == ["debian", "images", "local (current)", "ubuntu", "ubuntu-daily"]
-    assert listed[2] == "local (current),unix://,lxd,file access,NO,YES"
+    assert [line.split(",")[0] for line in listed] == [
+        "debian",
+        "docker",
+        "images",
+        "local (current)",
+        "ubuntu",
+        "ubuntu-daily",
+    ]
+    assert listed[3] == "local (current),unix://,lxd,file access,NO,YES"
     assert listed[0] == "debian,build:debian,build,none,YES,YES"
     assert run("remote", "get-default").out == "local\n"
 
@@ -44,7 +51,7 @@ def test_a_socket_elsewhere_is_a_remote(run: Run, server: FakeServer, monkeypatc
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["switch", "nope"], 'The remote "nope" doesn\'t exist. Known remotes: debian, images, local'),
+        (["switch", "nope"], 'The remote "nope" doesn\'t exist. Known remotes: debian, docker, images, local'),
         (["switch", "images"], "serves images only"),
         (["remove", "ubuntu"], "built in"),
         (["remove", "local"], "built in"),
@@ -67,7 +74,7 @@ def test_image_servers_have_no_instances(run: Run) -> None:
     assert run("remote", "add", "images", "https://images.example", "--protocol=simplestreams").status == 0
     assert "serves images only" in run("list", "images:").err
     listed = run("remote", "list", "-f", "csv").out.splitlines()
-    assert listed[1] == "images,https://images.example,simplestreams,none,YES,NO"
+    assert listed[2] == "images,https://images.example,simplestreams,none,YES,NO"
     assert run("remote", "remove", "images").status == 0
     assert "linuxcontainers" in run("remote", "list", "-f", "csv").out  # the one that is built in shows again
     assert "serves images only" in run("list", "debian:").err

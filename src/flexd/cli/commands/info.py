@@ -61,6 +61,9 @@ def instance_lines(instance: Mapping[str, Any]) -> Iterator[str]:
     yield f"Architecture: {instance['architecture']}"
     if instance.get("location") not in ("", "none", None):
         yield f"Location: {instance['location']}"
+    status = (instance.get("config") or {}).get("volatile.last_state.exit_status")
+    if status and not state.get("pid"):
+        yield f"Exit status: {status}"
     if state.get("pid"):
         yield f"PID: {state['pid']}"
     for label, time in (("Created", instance["created_at"]), ("Last Used", instance["last_used_at"])):

@@ -39,6 +39,7 @@ COMMAND = Command(
         ("flexc launch debian/12 first", "A container named first"),
         ("flexc launch debian/12 web -c limits.memory=1GiB -d root,size=10GiB", "With limits"),
         ("flexc launch debian/12 db < db.yaml", "Configured by a file"),
+        ("flexc launch docker:nginx web", "An application, from an OCI image"),
         ("flexc launch debian/12 --ephemeral", "A random name; gone when it stops"),
     ],
 )

@@ -95,8 +95,9 @@ def _add(context: Context, args: Arguments) -> None:
         return
     name = name or _name_of(target)
     _check_new(context, name)
-    if args.protocol == "simplestreams":
-        context.config.remotes[name] = {"addr": target, "protocol": "simplestreams", "public": True}
+    if args.protocol in ("simplestreams", "oci"):
+        address = target if "://" in target else f"https://{target}"
+        context.config.remotes[name] = {"addr": address, "protocol": args.protocol, "public": True}
         context.config.save()
         return
     if target.startswith("unix:"):
@@ -110,7 +111,7 @@ def _add(context: Context, args: Arguments) -> None:
 
 def _name_of(address: str) -> str:
     """What a server is called if the person does not say: its host, unless that is an IPv6 address (`remote:name`)."""
-    host = address.removeprefix("https://").partition("/")[0]
+    host = address.rpartition("://")[2].partition("/")[0]
     if host.startswith("[") or host.count(":") > 1:
         raise UsageError(f"Give the server at {address} a name: flexc remote add NAME {address}")
     return host.partition(":")[0]
@@ -242,14 +243,15 @@ COMMAND = Group(
                 Option(
                     "--protocol",
                     default="lxd",
-                    choices=("lxd", "simplestreams"),
-                    help="lxd (default), or simplestreams: a server of images",
+                    choices=("lxd", "simplestreams", "oci"),
+                    help="lxd (default), simplestreams: a server of images, oci: a registry of application images",
                 ),
                 Option("--public", action="store_true", help="It serves public images; don't ask to be trusted"),
             ],
             examples=[
                 ("flexc remote add big 192.0.2.7", "Asks for a password or token"),
                 ("flexc remote add big <token>", "With what `flexc config trust add` printed there"),
+                ("flexc remote add ghcr https://ghcr.io --protocol=oci", "A registry of OCI images"),
             ],
         ),
         Command("get-default", "Show the default server", _get_default),

@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Device kind `nic`, type `bridged`: a veth pair, one end in the container, the other on a bridge of the host."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from ipaddress import IPv6Interface
+
+import msgspec
 
 from flexd.api.errors import Fault
 from flexd.api.keys import Key
 from flexd.api.units import is_true
 from flexd.devices import nics, spoofing
-from flexd.devices.contract import DeviceContext
+from flexd.devices.contract import DeviceContext, RunConfig
 from flexd.devices.nics import VethNic, ip_fault, split, value_of
 from flexd.network.addresses import eui64, interface_of
 from flexd.network.contract import Port
-from flexd.runtime.contract import RunningContainer
+from flexd.runtime.contract import NicSpec, RunningContainer
 
 _FAMILIES = ("ipv4", "ipv6")
 # Kept as LXD keeps it: what the filters let through, also when it was chosen and not configured.
@@ -111,10 +113,11 @@ class BridgedNic(VethNic, type="nic", subtype="bridged"):
     # --- on and off --------------------------------------------------------------------------------------------------
 
     async def volatile_at_start(self, context: DeviceContext) -> dict[str, str]:
-        """The addresses that filters let through, where they are not configured: the network gives them for good."""
+        """The addresses that filters let through, or that nobody inside asks for, where they are not configured: the
+        network gives them for good."""
         config = context.config
         wanted = [family for family in _FAMILIES if is_true(config.get(f"security.{family}_filtering"))]
-        if not wanted or not config.get("network"):
+        if not (wanted or context.mute) or not config.get("network"):
             return {}
         known = [each for each in split(context.volatile.get(_CHOSEN)) if each]
         port = Port(
@@ -128,6 +131,16 @@ class BridgedNic(VethNic, type="nic", subtype="bridged"):
         )
         chosen = await self.networks.port_address(port, choose=True)
         return {_CHOSEN: ",".join(filter(None, (chosen.ipv4_address, chosen.ipv6_address)))}
+
+    async def run_config(self, context: DeviceContext) -> RunConfig:
+        config = await super().run_config(context)
+        if not context.mute or not context.config.get("network"):
+            return config
+        settings = (await self.networks.show(context.project, context.config["network"])).config
+        given = [_address(context.config, family) for family in _FAMILIES]
+        given += [each for each in split(context.volatile.get(_CHOSEN)) if each]
+        (nic,) = config.nics
+        return msgspec.structs.replace(config, nics=(_with_addresses(nic, given, settings),))
 
     async def start(self, context: DeviceContext) -> None:
         bridge, host_name = self.bridge(context), value_of(context, "host_name")
@@ -219,6 +232,19 @@ class BridgedNic(VethNic, type="nic", subtype="bridged"):
 def _address(config: Mapping[str, str], family: str) -> str:
     value = config.get(f"{family}.address", "")
     return "" if value == "none" else value
+
+
+def _with_addresses(nic: NicSpec, given: Sequence[str], settings: dict[str, str]) -> NicSpec:
+    """The first address of each family, with the subnet of its network and what leads out of that."""
+    addresses, gateways = [], []
+    for family in _FAMILIES:
+        interface = interface_of(settings, family)
+        address = next((each for each in given if each and (":" in each) == (family == "ipv6")), "")
+        if interface is not None and address:
+            addresses.append(f"{address}/{interface.network.prefixlen}")
+            # Routers advertise themselves in IPv6, and the kernel listens.
+            gateways += [settings.get("ipv4.dhcp.gateway") or str(interface.ip)] if family == "ipv4" else []
+    return msgspec.structs.replace(nic, addresses=tuple(addresses), gateways=tuple(gateways))
 
 
 def _filter_settings(config: Mapping[str, str]) -> dict[str, str]:
