@@ -336,6 +336,18 @@ def test_a_proxy(box: Machine, tmp_path: Path) -> None:
     assert fetch() == ""
 
 
+def _network_of(box: Machine, name: str) -> list[str]:
+    """What to put before a command of the host that is to run in a container's network namespace."""
+    pid = box.get(f"/1.0/instances/{name}/state")["pid"]
+    return ["nsenter", f"--net=/proc/{pid}/ns/net", "--"]
+
+
+def _fetch_by_nat(enter: list[str]) -> str:
+    script = "import urllib.request as u; print(u.urlopen('http://198.18.77.1:18082/x', timeout=10).read().decode())"
+    done = subprocess.run([*enter, sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or done.stderr
+
+
 def _kill_proxy(box: Machine) -> None:
     """As the kernel does that is out of memory."""
     (record,) = (box.directory / "devices").glob(f"{NAME}/proxy.*")
@@ -348,9 +360,17 @@ def test_a_proxy_by_nat(box: Machine) -> None:
     device(box, "add", "web", "proxy", "nat=true", "listen=tcp:198.18.77.1:18082", "connect=tcp:0.0.0.0:8080")
     sh(box, "ip link set eth0 up; ip address flush dev eth0; ip address add 198.18.77.50/24 dev eth0")
     box.lxc("exec", NAME, "--", "httpd", "-p", "8080", "-h", "/www")
-    script = "import urllib.request as u; print(u.urlopen('http://198.18.77.1:18082/x', timeout=10).read().decode())"
-    done = subprocess.run([*box.enter(), sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "by nat", done.stderr
+    assert _fetch_by_nat(box.enter()) == "by nat"
+    # From the instance itself, and from a neighbour on its bridge, which would get the answer of a stranger.
+    assert _fetch_by_nat(_network_of(box, NAME)) == "by nat"
+    box.lxc("launch", "tiny", "neighbour")
+    try:
+        neighbour = _network_of(box, "neighbour")
+        address = [*neighbour, "ip", "-4", "-o", "address", "show", "dev", "eth0"]
+        wait_until(lambda: "198.18.77." in subprocess.run(address, capture_output=True, text=True, check=True).stdout)
+        assert _fetch_by_nat(neighbour) == "by nat"
+    finally:
+        box.lxc("delete", "-f", "neighbour")
     device(box, "remove", "web")
     device(box, "remove", "eth0")
     assert "dnat" not in _tables(box)

@@ -129,10 +129,12 @@ class Proxy(Kind, type="proxy"):
     async def start(self, context: DeviceContext) -> None:
         target = _target(context) if is_true(context.config.get("nat")) else None
         if target is not None:
-            await self.host.firewall.replace_table("inet", f"flexd_{self.token(context)}", _nat(context.config, target))
+            rules = _nat(context.config, target, _bridge(context, target))
+            await self.host.firewall.replace_table("inet", f"flexd_{self.token(context)}", rules)
 
     async def activate(self, context: DeviceContext, container: RunningContainer) -> None:
         if is_true(context.config.get("nat")):
+            await self._hairpin(context, container, "on")
             return
         await self.keeper.release(_key(context))
         await self._start_process(context, container)
@@ -156,6 +158,21 @@ class Proxy(Kind, type="proxy"):
             drop_gid=int(config.get("security.gid") or 0),
         )
         await self.runtime.start_proxy(container, spec, record)
+
+    async def deactivate(self, context: DeviceContext, container: RunningContainer) -> None:
+        if is_true(context.config.get("nat")):
+            await self._hairpin(context, container, "off")
+
+    async def _hairpin(self, context: DeviceContext, container: RunningContainer, switch: str) -> None:
+        """Where bridged packets pass the firewall (br_netfilter), a connection of the instance to itself leaves the
+        bridge by the port that it came from, which a port refuses otherwise."""
+        bridge = await self.host.links.get(_bridge(context, _target(context) or ""))
+        if bridge is None:
+            return
+        peers = {link.peer_index for link in (await self.host.links.inside([container.init.pid]))[0]}
+        for port in await self.host.links.all():
+            if port.index in peers and port.master_index == bridge.index:
+                await self.host.processes.run(["bridge", "link", "set", "dev", port.name, "hairpin", switch])
 
     async def adopt(self, context: DeviceContext, container: RunningContainer) -> None:
         if is_true(context.config.get("nat")):
@@ -212,8 +229,18 @@ def _target(context: DeviceContext) -> str | None:
     return str(wanted) if str(wanted) in static else None
 
 
-def _nat(config: Mapping[str, str], target: str) -> str:
-    """What stands between the table's braces: for packets from outside, from the host, and from the instance itself."""
+def _bridge(context: DeviceContext, target: str) -> str:
+    """The bridge of the NIC with this address; "" if it is on none."""
+    for entry in context.siblings.values():
+        if target in split(entry.get("ipv4.address")) + split(entry.get("ipv6.address")):
+            bridged = entry.get("nictype") == "bridged"
+            return entry.get("network") or (entry.get("parent", "") if bridged else "")
+    return ""
+
+
+def _nat(config: Mapping[str, str], target: str, bridge: str) -> str:
+    """What stands between the table's braces: for packets from outside, from the host, from the instance itself and
+    from its neighbours on the bridge. These two get an answer through the host only if it seems to ask itself."""
     redirect: list[str] = []
     back: list[str] = []
     for listen, connect in pairs(config):
@@ -221,7 +248,10 @@ def _nat(config: Mapping[str, str], target: str) -> str:
         redirect.append(
             f"{family} daddr {listen.host} {listen.kind} dport {listen.port} dnat {family} to {to}:{connect.port}"
         )
-        back.append(f"{family} saddr {target} {family} daddr {target} {connect.kind} dport {connect.port} masquerade")
+        leading = f"{family} daddr {target} {connect.kind} dport {connect.port}"
+        back.append(f"{family} saddr {target} {leading} masquerade")
+        if bridge:  # postrouting knows where a packet came from since Linux 5.7
+            back.append(f'iifname "{bridge}" oifname "{bridge}" {leading} masquerade')
     chains = (("prerouting", "dstnat", redirect), ("output", "-100", redirect), ("postrouting", "srcnat", back))
     return "\n".join(
         f"chain {hook} {{\n\ttype nat hook {hook} priority {priority}; policy accept;\n"
