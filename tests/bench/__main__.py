@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from tests.bench import observe
+from tests.bench import observe, two_hosts
 from tests.bench.images import Image, build_debian, tiny_image, unpack
 from tests.bench.measure import Measurements, versions
 from tests.bench.peers import (
@@ -30,7 +30,7 @@ from tests.bench.peers import (
 from tests.bench.place import Place
 from tests.bench.report import Report
 
-GROUPS = ("life", "exec", "files", "list", "scale", "many")
+GROUPS = ("life", "exec", "files", "list", "scale", "many", "two")
 _INOTIFY = Path("/proc/sys/fs/inotify/max_user_instances")
 _INOTIFY_NEEDED = 8192
 _MARK = "FLEXD_BENCH_UNSHARED"
@@ -111,7 +111,7 @@ def _run(arguments: argparse.Namespace, stack: ExitStack) -> Report:
     if len(peers) == 1 and not arguments.alone:
         report.notes.append("lxd was not run: it is not installed (--peers installs it).")
     measurements = Measurements(report, observe.ExecTimes(), exec_count=5 if arguments.quick else 10)
-    _measure(arguments, measurements, report, peers, by_hand)
+    _measure(arguments, measurements, report, peers, by_hand, top)
     report.facts["load_after"] = observe.load_average()
     return report
 
@@ -122,6 +122,7 @@ def _measure(
     report: Report,
     peers: list[RestPeer],
     by_hand: list[ByHand],
+    top: Path,
 ) -> None:
     def wanted(group: str) -> bool:
         return not arguments.only or group in arguments.only
@@ -140,6 +141,9 @@ def _measure(
         for peer in peers:
             _say(f"{report.facts['many']} Debians on {peer.title}")
             measurements.many(peer, report.facts["many"])
+    if wanted("two"):
+        _say(f"an evacuation of {two_hosts.COUNT}")
+        two_hosts.measure(report, peers[0].title, top / "two", 2)
     if wanted("list") or wanted("scale"):
         _lists(arguments, measurements, report, list(daemons.values()))
 

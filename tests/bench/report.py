@@ -45,6 +45,8 @@ ROWS = (
     Row("scale_lxc", "`lxc list`, {scale}, {list} of them running"),
     Row("scale_flexc", "`flexc list`, {scale}, {list} of them running", target=400),
     Row("parallel", "{many} launched at once, until all run", "s"),
+    Row("evacuate", "evacuation of 20 tiny containers, 10 of them live, to another host", "s", target=60),
+    Row("come_home", "the same 20 coming home, 10 of them live", "s", target=60),
     Row("idle_cpu", "CPU of daemon and monitors, {many} idle, 10 s", "ms"),
     Row("monitor", "memory (PSS) left beside each container", "MB", target=1.5),
     Row("pss_fresh", "memory (PSS) of the daemon, fresh", "MB", target=62),
