@@ -92,6 +92,10 @@ def test_without_dnsmasq_nft_and_lxcfs(state_root: Path) -> None:
         for name in ("dnsmasq", "nft", "lxcfs"):
             assert found[f"Missing {name}"]["status"] == "new"
             assert found[f"Missing {name}"]["severity"] == "low"
+        listed = machine.lxc("warning", "list", "--format", "csv").stdout
+        assert "Missing dnsmasq,NEW,LOW," in listed
+        machine.lxc("warning", "acknowledge", found["Missing nft"]["uuid"])
+        assert machine.warnings()["Missing nft"]["status"] == "acknowledged"
         launch(machine, "alone")
         assert machine.lxc("exec", "alone", "--", "hostname").stdout == "alone\n"
         with pytest.raises(ApiError, match=r'network "flexbr0".*dnsmasq'):

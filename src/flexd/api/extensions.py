@@ -146,6 +146,7 @@ API_EXTENSIONS: tuple[str, ...] = (
     "projects_restricted_cluster_target",
     "images_default_architecture",
     "project_usage",
+    "warnings",
     "projects_restricted_backups_and_snapshots",
     "server_trusted_proxy",
     "storage_api_project",
@@ -200,5 +201,4 @@ PARTIAL: dict[str, str] = {
     "instance_nic_routed_neighbor_probe": "nobody is asked whether an address is taken already",
     "metrics_cpu_seconds": "CPU time is known in total, not by mode and CPU",
     "network_state_bond_bridge": "bridges are described, bonds are not",
-    "warnings": "nothing is recorded as a warning",
 }
