@@ -80,7 +80,7 @@ class LinuxLinks:
 
     async def move(self, name: str, namespace: Path, new_name: str) -> None:
         what = f"move link {name} to {namespace} as {new_name}"
-        fd = await self._threads.run(_open_namespace, what, namespace)
+        fd = await self._threads.open(_open_namespace, what, namespace)
         try:
             body = netlink.u32(netlink.IFLA_NET_NS_FD, fd) + netlink.string(netlink.IFLA_IFNAME, new_name)
             # A link that is up cannot be renamed, which a move to another name is.

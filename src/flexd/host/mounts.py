@@ -115,7 +115,7 @@ class LinuxMounts:
 
     @asynccontextmanager
     async def beneath(self, parent: Path, path: Path) -> AsyncIterator[Path]:
-        fd = await self._threads.run(_open_beneath, parent, path)
+        fd = await self._threads.open(_open_beneath, parent, path)
         try:
             # Of this process by its number: programs that are given it are others.
             yield Path(f"/proc/{os.getpid()}/fd/{fd}")

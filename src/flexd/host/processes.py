@@ -136,7 +136,7 @@ class LinuxProcesses:
         return await self.identify(process.pid) == process
 
     async def wait_exit(self, process: ProcessRef) -> None:
-        pidfd = await self._threads.run(_open_pidfd, process)
+        pidfd = await self._threads.open(_open_pidfd, process)
         if pidfd is None:
             return
         loop = asyncio.get_running_loop()

@@ -56,3 +56,13 @@ async def test_writers_at_an_old_revision_are_refused(pets: Documents[Pet]) -> N
 async def test_a_document_is_decoded_once_per_revision(pets: Documents[Pet]) -> None:
     await pets.create(("a",), Pet("1"))
     assert pets.get("a") is pets.get("a")
+
+
+async def test_what_was_decoded_of_deleted_documents_is_let_go(pets: Documents[Pet]) -> None:
+    for number in range(600):
+        path = (f"p{number}",)
+        await pets.create(path, Pet("1"))
+        delete = pets.delete_op(path)
+        pets.list()  # somebody reads it once more before it is gone
+        await pets.txn([delete])
+    assert len(pets._decoded) <= 128
