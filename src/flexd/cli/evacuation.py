@@ -34,8 +34,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from flexd.cli.context import Context
-
     Task = Callable[[], Row]
 
 # As a shell reports a command that was ended by SIGINT.
@@ -97,9 +95,8 @@ def _task(job: Job, target: str, act: Task) -> Task:
     return task
 
 
-def evacuate(context: Context, here: Server, others: Sequence[Server], forced: str, crew: Crew) -> None:
+def evacuate(transport: Transport, here: Server, others: Sequence[Server], forced: str, crew: Crew) -> None:
     """Every instance leaves, or is stopped, as its policy (or `forced`) has it."""
-    transport = Transport(context)
     servers = {server.remote: server for server in others}
     rooms = [server.room for server in others]
 
@@ -135,9 +132,8 @@ def _arrival(transport: Transport, job: Job, server: Server) -> Task:
     return _task(job, server.remote, lambda: transport.arrive(job, server))
 
 
-def bring_home(context: Context, home: Server, others: Sequence[Server], crew: Crew) -> None:
+def bring_home(transport: Transport, home: Server, others: Sequence[Server], crew: Crew) -> None:
     """All that was evacuated from this server comes back, and what was stopped is started."""
-    transport = Transport(context)
     places: dict[tuple[str, str], tuple[Job, Server]] = {}
     for instance in home.instances:
         if setting(instance, ORIGIN) == home.identity or setting(instance, POWER):

@@ -53,8 +53,9 @@ class Row:
 class Transport:
     """Each call has connections of its own, so any thread may make it."""
 
-    def __init__(self, context: Context) -> None:
-        self._context = context
+    def __init__(self, context: Context, mode: str) -> None:
+        """`mode`: who carries the bytes, as with `flexc move --mode`."""
+        self._context, self._mode = context, mode
 
     def stop_for_good(self, job: Job, here: Server) -> Row:
         """It stays, and `restore` will start it if it ran."""
@@ -93,7 +94,7 @@ class Transport:
     def _move_live(self, context: Context, client: Client, job: Job, here: Server, there: Server) -> str:
         """Why it could not go live, if it runs on and may be moved cold instead; empty if it went."""
         try:
-            _relocate(context, job, here, there, "--live")
+            self._relocate(context, job, here, there, "--live")
         except (ClientError, CliError) as error:
             if not is_running(client.get(path_of("instances", job.name))):
                 raise
@@ -107,12 +108,19 @@ class Transport:
         try:
             if is_running(job.instance):
                 _stop(client, job)
-            _relocate(context, job, here, there)
+            self._relocate(context, job, here, there)
         except (ClientError, CliError):
             if is_running(job.instance) and not is_running(client.get(path_of("instances", job.name))):
                 _start(client, job)
             self._unmark(client, job)
             raise
+
+    def _relocate(self, context: Context, job: Job, here: Server, there: Server, *options: str) -> None:
+        """As `flexc move` does it."""
+        from flexd.cli.commands.move import COMMAND
+
+        words = [f"{here.remote}:{job.name}", f"{there.remote}:", "--mode", self._mode, *options]
+        COMMAND.run(context, parse(COMMAND, words))
 
     def _mark(self, client: Client, job: Job) -> None:
         _write(client, job, {ORIGIN: job.origin} | ({POWER: RUNNING} if shall_run(job.instance) else {}))
@@ -131,13 +139,6 @@ class Transport:
 
 def _write(client: Client, job: Job, config: dict[str, str]) -> None:
     client.perform("PATCH", path_of("instances", job.name), {"config": config})
-
-
-def _relocate(context: Context, job: Job, here: Server, there: Server, *options: str) -> None:
-    """As `flexc move` does it."""
-    from flexd.cli.commands.move import COMMAND
-
-    COMMAND.run(context, parse(COMMAND, [f"{here.remote}:{job.name}", f"{there.remote}:", *options]))
 
 
 def _stop(client: Client, job: Job) -> None:

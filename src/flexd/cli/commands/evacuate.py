@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from flexd.cli.command import FORMAT, Command, Option, Positional
+from flexd.cli.copying import MODE
 from flexd.cli.errors import CliError, UsageError
 
 TYPE_CHECKING = False
@@ -20,6 +21,7 @@ PARALLEL = Option("--parallel", type=int, default=4, help="How many instances mo
 def _run(context: Context, args: Arguments) -> int:
     from flexd.cli.evacuation import Crew, evacuate
     from flexd.cli.evacuation_servers import other_servers, read_server
+    from flexd.cli.evacuation_transport import Transport
 
     remote = remote_of(context, args.remote)
     if bool(args.to) == args.to_any:
@@ -35,7 +37,7 @@ def _run(context: Context, args: Arguments) -> int:
         if not confirm(f'Evacuate {len(here.instances)} instances of "{remote}:" to {where}? (yes/no) '):
             raise CliError("Not confirmed; nothing was done")
     crew = Crew(args.parallel, reporter(context, args))
-    evacuate(context, here, others, args.action, crew)
+    evacuate(Transport(context, args.mode), here, others, args.action, crew)
     return finish(crew.rows, args.format, crew.interrupted)
 
 
@@ -86,6 +88,7 @@ COMMAND = Command(
             help="For all instances, whatever their cluster.evacuate says: auto, live-migrate, migrate or stop",
         ),
         PARALLEL,
+        MODE,
         Option("--force", action="store_true", help="Don't ask"),
         FORMAT,
     ],

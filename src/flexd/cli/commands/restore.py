@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from flexd.cli.command import FORMAT, Command, Option, Positional
 from flexd.cli.commands.evacuate import PARALLEL, finish, remote_of, reporter
+from flexd.cli.copying import MODE
 from flexd.cli.errors import UsageError
 from flexd.client.client import path_of
 
@@ -31,13 +32,14 @@ def _run(context: Context, args: Arguments) -> int:
 def _restore_server(context: Context, args: Arguments) -> int:
     from flexd.cli.evacuation import Crew, bring_home
     from flexd.cli.evacuation_servers import other_servers, read_server
+    from flexd.cli.evacuation_transport import Transport
 
     if args.stateful:
         raise UsageError("--stateful is about a snapshot, not a server")
     home = read_server(context, remote_of(context, args.instance), ("default",))
     others = other_servers(context, home, [remote_of(context, each) for each in getattr(args, "from")])
     crew = Crew(args.parallel, reporter(context, args))
-    bring_home(context, home, others, crew)
+    bring_home(Transport(context, args.mode), home, others, crew)
     return finish(crew.rows, args.format, crew.interrupted)
 
 
@@ -51,6 +53,7 @@ COMMAND = Command(
         Option("--stateful", action="store_true", help="With the running state, if the snapshot has one"),
         Option("--from", action="append", default=[], help="Server to look on (default: all)", completes="remote"),
         PARALLEL,
+        MODE,
         FORMAT,
     ],
     details="With a remote alone, its colon and no snapshot, it undoes flexc evacuate: instances come back from\n"
