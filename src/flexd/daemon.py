@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from flexd.instances.creation import Creation
 from flexd.instances.edits import Edits
 from flexd.instances.exec import Exec
 from flexd.instances.files import Files
+from flexd.instances.fitness import SERVER_KEY, is_fit
 from flexd.instances.guest import Guest
 from flexd.instances.instances import Instances
 from flexd.instances.lifecycle import Lifecycle
@@ -48,6 +50,7 @@ from flexd.instances.profiles import Profiles
 from flexd.instances.publish import Publishing
 from flexd.instances.rebuild import Rebuild
 from flexd.instances.resolve import Resolver
+from flexd.instances.saving import Saving
 from flexd.instances.snapshots import Snapshots
 from flexd.instances.state import States
 from flexd.instances.stills import Stills
@@ -164,6 +167,8 @@ class Daemon(Foundation):
             ports=self.ports,
             allocator=allocator,
             limiter=limiter,
+            saving=Saving(registry=registry, actions=actions, runtime=runtime, pools=self.pools),
+            fit=self._is_fit,
             journal=self.journal,
             operations=operations,
             locks=locks,
@@ -181,6 +186,11 @@ class Daemon(Foundation):
             architectures=features.architectures,
         )
         self._compose_requests(terminals, locks, actions, limiter, resolver)
+
+    async def _is_fit(self, config: Mapping[str, str]) -> bool:
+        """Whether an instance that starts now is made fit for migration."""
+        usable = (await self._host.criu.facts()).usable
+        return is_fit(config, self.config.get(SERVER_KEY), usable)
 
     def _compose_snapshots(self, locks: Locks) -> None:
         self.snapshots = Snapshots(
@@ -386,6 +396,7 @@ class Daemon(Foundation):
             events=events,
         )
         self.guest_server = GuestServer(self.guest)
+        self.lifecycle.saving.before_dump(self.guest_server.disconnect)
         self.files = Files(registry=registry, lifecycle=self.lifecycle, runtime=runtime, pools=self.pools, locks=locks)
         self.states = States(registry=registry, lifecycle=self.lifecycle, host=self._host, pools=self.pools)
         self.lifecycle.before_start(self.snapshots.at_start)

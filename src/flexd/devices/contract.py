@@ -69,6 +69,7 @@ class Kind:
     """
 
     KEYS: ClassVar[tuple[Key, ...]] = ()
+    SAVABLE: ClassVar[bool] = False  # the container's state can be saved with it, and restored where its like is
     UPDATABLE: ClassVar[frozenset[str]] = frozenset()  # keys that `update` changes in place while it runs
     registered: ClassVar[dict[tuple[str, str], "type[Kind]"]] = {}
 

@@ -184,6 +184,8 @@ class Nic(Kind):
 class VethNic(Nic):
     """Base of kinds that are a pair of links, one of them on the host."""
 
+    SAVABLE = True
+
     UPDATABLE = frozenset({*_LIMITS, "ipv4.routes", "ipv6.routes", "queue.tx.length", "boot.priority"})
 
     def faults(self, device: str, config: Mapping[str, str]) -> list[Fault]:

@@ -297,6 +297,13 @@ def pidfd_getfd(pid: int, fd: int) -> int:
         os.close(pidfd)
 
 
+def inotify_remove_watch(fd: int, watch: int) -> None:
+    """inotify_rm_watch(2); whoever reads the descriptor is told that the watch is gone. A watch that is not there is
+    EINVAL."""
+    if _libc.inotify_rm_watch(fd, watch) < 0:
+        raise failure(f"remove watch {watch} of descriptor {fd}", "inotify_rm_watch", ctypes.get_errno())
+
+
 def seccomp_action_available(action: int) -> bool:
     """Whether a seccomp filter may return this action (seccomp(2) SECCOMP_GET_ACTION_AVAIL)."""
     number = _SYS_SECCOMP.get(platform.machine())

@@ -28,7 +28,7 @@ from flexd.instances.templates import Templates
 from flexd.operations.contract import Progress
 from flexd.operations.journal import Journal
 from flexd.projects.projects import Projects
-from flexd.runtime.contract import RunningContainer, Runtime
+from flexd.runtime.contract import ContainerSpec, Obstacle, RunningContainer, Runtime
 from flexd.storage.contract import VolumeRef
 from flexd.storage.pools import Pools
 from flexd.store.contract import Delete, Put
@@ -74,6 +74,7 @@ class Actions:
         register("instances.mount", self._mount, self._unmount)
         register("instances.device", self._device, self._undevice)
         register("instances.launch", self._launch, self._unlaunch)
+        register("instances.resume", self._resume, self._unlaunch)
         register("instances.activate", self._activate)
         register("instances.release_device", self._release_device)
         register("instances.unmount", self._release_mount)
@@ -231,18 +232,48 @@ class Actions:
         record, expanded = self._load(args)
         if await self._runtime.find(record.storage_name) is not None:
             return  # started before a crash of the daemon
+        spec = await self.prepare_spec(record, expanded)
+        await self._templates.apply(record, expanded, spec.rootfs, spec.idmap)
+        if spec.application is not None:
+            addresses = [address for nic in spec.nics for address in nic.addresses]
+            await self._name_files.write(record, expanded, spec.rootfs, spec.idmap, addresses)
+        await self._runtime.start(spec)
+
+    async def _resume(self, args: Args, _progress: Progress) -> None:
+        """Instead of `_launch`: from its saved state."""
+        record, expanded = self._load(args)
+        if await self._runtime.find(record.storage_name) is None:
+            spec = await self.prepare_spec(record, expanded)
+            restore = await self._runtime.restore(spec, Path(args["images"]))
+            await restore.resume()
+
+    async def prepare_spec(self, record: InstanceRecord, expanded: Expanded) -> ContainerSpec:
+        """What it is to run with; its root is mounted and its policies are loaded when this returns."""
         idmap = current_idmap(record.config)
         rootfs = await self._pools.mount(record.volume, idmap)
         await self._confinement.check_guest(record, rootfs)
         parts = [await kind.run_config(context) for kind, context in self._parts(record)]
         limits = await self._limiter.settings(expanded.config)
         confined = await self._confinement.prepare(record, expanded)
-        spec = container_spec(record, expanded, rootfs, idmap, parts, limits, confined)
-        await self._templates.apply(record, expanded, rootfs, idmap)
-        if spec.application is not None:
-            addresses = [address for nic in spec.nics for address in nic.addresses]
-            await self._name_files.write(record, expanded, rootfs, idmap, addresses)
-        await self._runtime.start(spec)
+        return container_spec(record, expanded, rootfs, idmap, parts, limits, confined)
+
+    async def plugged(self, record: InstanceRecord) -> ContainerSpec:
+        """What its devices have put into it, by now."""
+        parts = [await kind.run_config(context) for kind, context in self._parts(record)]
+        mounts = tuple(mount for part in parts for mount in part.mounts)
+        return ContainerSpec(record.storage_name, self._pools.volume_path(record.volume), mounts=mounts)
+
+    def unsavable_devices(self, record: InstanceRecord) -> list[Obstacle]:
+        """Devices that its state cannot be saved with."""
+        return [
+            Obstacle(f'the device "{context.device}" is of a kind that cannot be saved', "unplug it")
+            for kind, context in self._parts(record)
+            if not kind.SAVABLE
+        ]
+
+    async def sever(self, record: InstanceRecord) -> None:
+        """Take away at once what would only delay its end."""
+        await asyncio.gather(*(kind.sever(context) for kind, context in self._parts(record)), return_exceptions=True)
 
     async def _activate(self, args: Args, _progress: Progress) -> None:
         """Taken back by the undo of each device's own step."""

@@ -9,6 +9,7 @@ from flexd.api.errors import BadRequest, Fault
 from flexd.api.units import is_true
 from flexd.host.contract import Features, Host, HostError
 from flexd.instances.allocator import current_idmap
+from flexd.instances.fitness import STARTED
 from flexd.instances.record import Config, Expanded, InstanceRecord
 from flexd.instances.registry import Registry
 from flexd.instances.security import (
@@ -120,7 +121,8 @@ class Confinement:
         """Before a start: modules loaded, policies written."""
         for name in modules(expanded.config):
             await self._load_module(record, name)
-        policy = render_policy(seccomp_rules(expanded.config), self._features.kernel_architecture)
+        rules = seccomp_rules(expanded.config, migratable=is_true(record.config.get(STARTED)))
+        policy = render_policy(rules, self._features.kernel_architecture)
         path = self._seccomp_path(record.storage_name)
         await asyncio.to_thread(_write, path, policy)
         return Confined(

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from flexd.api.errors import Fault
 from flexd.api.keys import Key, check_config
+from flexd.instances.fitness import KEYS as FITNESS_KEYS
 from flexd.instances.limits import KEYS as LIMIT_KEYS
 from flexd.instances.security import KEYS as SECURITY_KEYS
 from flexd.instances.security import security_faults
@@ -76,6 +77,7 @@ KEYS = (
     Key("environment.*", check=_environment_fault, description="Environment of init and of exec"),
     Key("image.*", description="Properties of the image that it was made from"),
     *LIMIT_KEYS,
+    *FITNESS_KEYS,
     Key("oci.cwd", live=False, check=_directory_fault, description="Working directory of an OCI image's program"),
     Key("oci.dns.domain", live=False, check=_domains_fault, description="Domain in an OCI container's resolv.conf"),
     Key("oci.dns.nameservers", live=False, check=_addresses_fault, description="Name servers, not its networks'"),
@@ -108,6 +110,7 @@ VOLATILE_KEYS = (
     Key("volatile.last_state.idmap"),
     Key("volatile.last_state.power"),
     Key("volatile.last_state.ready"),
+    Key("volatile.migration.stateful"),
     Key("volatile.uuid"),
     Key("volatile.*"),
 )

@@ -21,11 +21,13 @@ from flexd.devices.devices import Devices
 from flexd.instances.actions import Actions
 from flexd.instances.allocator import IdmapAllocator
 from flexd.instances.check import new_volatile
+from flexd.instances.fitness import STARTED
 from flexd.instances.limiter import Limiter
 from flexd.instances.plan import cleanup_plan, delete_plan, start_plan
 from flexd.instances.ports import PortList
 from flexd.instances.record import Config, Expanded, InstanceRecord, attached_devices
 from flexd.instances.registry import Registry
+from flexd.instances.saving import Saving
 from flexd.instances.spec import is_application
 from flexd.operations.events import Events
 from flexd.operations.journal import Journal
@@ -76,11 +78,16 @@ class Lifecycle:
         ports: PortList,
         allocator: IdmapAllocator,
         limiter: Limiter,
+        saving: Saving,
+        fit: Callable[[Config], Awaitable[bool]],
         journal: Journal,
         operations: Operations,
         locks: Locks,
         events: Events,
     ) -> None:
+        """`fit`: whether an instance of such settings is to be started so that its state can be saved."""
+        self.saving = saving
+        self._fit = fit
         self._registry = registry
         self._devices = devices
         self._actions = actions
@@ -175,8 +182,8 @@ class Lifecycle:
 
     def _check_action(self, record: InstanceRecord, put: InstanceStatePut) -> Action:
         action = self._check_name(put.action)
-        if put.stateful:
-            raise BadRequest(f'Failed to {action} instance "{record.name}": Stateful stop and start are not supported')
+        if put.stateful and action == "start" and not record.stateful and self.status(record) == "Stopped":
+            raise BadRequest(f'Failed to start instance "{record.name}": Instance has no existing state to restore')
         if not self._fits(record, action):
             status = self.status(record)
             raise BadRequest(
@@ -203,7 +210,9 @@ class Lifecycle:
             if action == "start" and self.status(record) == "Frozen":
                 action = "unfreeze"  # as LXD: starting a frozen instance thaws it
             if action == "start":
-                await self._start(project, name)
+                await self._start(project, name, stateful=put.stateful)
+            elif action == "stop" and put.stateful:
+                await self._save_and_stop(record)
             elif action == "stop":
                 await self._stop(record, put)
             elif action == "restart":
@@ -219,17 +228,23 @@ class Lifecycle:
         """Have something done before each start, with the instance's lock held; it must not raise."""
         self._before_start.append(hook)
 
-    async def _start(self, project: str, name: str) -> None:
+    async def _start(self, project: str, name: str, *, stateful: bool = False) -> None:
+        """`stateful`: from its saved state, which stays if that fails; else a state that was saved is dropped."""
         for hook in self._before_start:
             await hook(self._registry.instance(project, name))
+        if not stateful and self._registry.instance(project, name).stateful:
+            await self.saving.forget(self._registry.instance(project, name))
         record = await self._prepare_start(project, name)
+        images = str(self.saving.images(record)) if stateful else ""
         async with self._locks.hold(record.root_key, "start"), Undo() as undo:
             undo.push(self._note_power, project, name, "STOPPED")
-            await self._journal.run(start_plan(record))
+            await self._journal.run(start_plan(record, images))
             container = await self._runtime.find(record.storage_name)
             if container is not None:
                 self._watch(record, container)
                 self._events.lifecycle("instance-started", record.url, project)
+        if stateful:
+            await self.saving.forget(record)
         if container is None:
             await self._see_early_end(record)
         await self.rebalance()
@@ -262,6 +277,7 @@ class Lifecycle:
             "volatile.idmap.current": config["volatile.idmap.next"],
             "volatile.last_state.idmap": config["volatile.idmap.next"],
             "volatile.last_state.power": "RUNNING",
+            STARTED: "true" if await self._fit(expanded.config) else "false",
         }
         config |= await self._readings(record, config, expanded)
         attached = attached_devices(config, expanded.devices)
@@ -289,6 +305,20 @@ class Lifecycle:
         return found
 
     # --- stop ---
+
+    async def _save_and_stop(self, record: InstanceRecord) -> None:
+        """With its state, which is where a stateful start goes on; it runs on if that cannot be saved."""
+        live = self._live[record.storage_name]
+        if live.frozen:
+            raise BadRequest(f'Failed to stop instance "{record.name}": it is frozen; unfreeze it first')
+        live.asked = "stop"
+        try:
+            await self.saving.stop(record, live.container)
+        except BaseException:
+            live.asked = ""
+            raise
+        await live.ended.wait()
+        self._events.lifecycle("instance-stopped", record.url, record.project)
 
     async def _stop(self, record: InstanceRecord, put: InstanceStatePut, *, restart: bool = False) -> None:
         live = self._live[record.storage_name]
@@ -337,17 +367,28 @@ class Lifecycle:
             await self._runtime.unfreeze(live.container)
 
     @contextlib.asynccontextmanager
-    async def stopped(self, record: InstanceRecord) -> AsyncIterator[None]:
-        """The container does not run meanwhile; one that ran is stopped by force and runs again after. The lock is
-        held; an ephemeral one survives."""
+    async def saved(self, record: InstanceRecord, snapshot: str) -> AsyncIterator[None]:
+        """As `quiet`, with its state saved for a snapshot. The lock is held; it runs, and is not frozen."""
+        live = self._live.get(record.storage_name)
+        if live is None or live.frozen:
+            raise BadRequest(f'Failed saving the state of instance "{record.name}": it does not run')
+        async with self.saving.held(record, live.container, snapshot):
+            yield
+
+    @contextlib.asynccontextmanager
+    async def stopped(self, record: InstanceRecord, *, stateful: bool = False) -> AsyncIterator[None]:
+        """The container does not run meanwhile; one that ran is stopped by force and runs again after, with `stateful`
+        from the state that it has by then. The lock is held; an ephemeral one survives."""
         was_running = self.running(record) is not None
         if was_running:
             await self._stop(record, InstanceStatePut(action="stop", force=True), restart=True)
         try:
             yield
         finally:
-            if was_running:
-                await self._start(record.project, record.name)
+            restored = self._registry.instances.get(record.project, record.name)
+            stateful = stateful and restored is not None and restored.value.stateful
+            if was_running or stateful:
+                await self._start(record.project, record.name, stateful=stateful)
 
     # --- the end of a container ---
 
@@ -440,6 +481,8 @@ class Lifecycle:
         for record in self._registry.all_instances():
             container = await self._runtime.find(record.storage_name)
             if container is not None:
+                if record.stateful:  # saved, but the daemon died before it was ended
+                    await self.saving.forget(record)
                 self._watch(record, container, await self._runtime.frozen(container))
                 await self._actions.adopt(record, container)
             elif record.config.get("volatile.last_state.power") == "RUNNING":

@@ -54,11 +54,15 @@ def _device(record: InstanceRecord, device: str, attached: Attached) -> dict[str
     return _where(record, device=device, entry=attached.entry, volatile=attached.volatile)
 
 
-def start_plan(record: InstanceRecord) -> Plan:
-    """Root and devices on the host, then the container. A restarted daemon finishes what was asked for."""
+def start_plan(record: InstanceRecord, images: str = "") -> Plan:
+    """Root and devices on the host, then the container, from its saved state in `images` if there is one. A restarted
+    daemon finishes what was asked for."""
     steps = [Step("instances.mount", _where(record))]
     steps += [Step("instances.device", _device(record, *each)) for each in record.attached.items()]
-    steps += [Step("instances.launch", _where(record)), Step("instances.activate", _where(record))]
+    steps.append(
+        Step("instances.resume", _where(record, images=images)) if images else Step("instances.launch", _where(record))
+    )
+    steps.append(Step("instances.activate", _where(record)))
     return Plan(f'start instance "{record.name}"', tuple(steps), on_crash="finish")
 
 

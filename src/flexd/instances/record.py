@@ -57,6 +57,7 @@ class InstanceRecord(Struct):
     last_used_at: datetime = ZERO_TIME
     attached: dict[str, Attached] = field(default_factory=dict)
     metadata: str = ""
+    stateful: bool = False  # stopped with its state, from which it can start
 
     @property
     def storage_name(self) -> str:

@@ -141,6 +141,7 @@ def show_instance(record: InstanceRecord, expanded: Expanded, status: str) -> In
         created_at=record.created_at,
         last_used_at=record.last_used_at,
         location="none",
+        stateful=record.stateful,
         status=status,
         status_code=STATUS_CODES[status],
     )

@@ -288,7 +288,7 @@ def _either(config: Mapping[str, str], key: str) -> str:
     return config.get(key) or config.get(_OLD_NAMES[key], "")
 
 
-def seccomp_rules(config: Mapping[str, str]) -> SeccompRules:
+def seccomp_rules(config: Mapping[str, str], *, migratable: bool = False) -> SeccompRules:
     """What the keys of an expanded configuration ask for."""
     default = _either(config, "security.syscalls.deny_default")
     return SeccompRules(
@@ -297,6 +297,7 @@ def seccomp_rules(config: Mapping[str, str]) -> SeccompRules:
         deny_default=not default or is_true(default),
         raw=config.get("raw.seccomp", ""),
         intercept=interceptions(config),
+        migratable=migratable,
     )
 
 

@@ -91,8 +91,8 @@ class Snapshots:
 
     async def create(self, project: str, name: str, post: InstanceSnapshotsPost) -> Operation:
         record = self._registry.instance(project, name)
-        if post.stateful:
-            raise BadRequest(f'Failed taking a snapshot of instance "{name}": stateful snapshots are not supported')
+        if post.stateful and self._lifecycle.running(record) is None:
+            raise BadRequest(f'Failed taking a snapshot of instance "{name}": it does not run, so it has no state')
         self._projects.check_snapshots(project)
         snapshot = post.name or self._next_name(record)
         check_snapshot_name(snapshot)
@@ -103,7 +103,7 @@ class Snapshots:
             description="Snapshotting instance",
             project=project,
             resources={"instances": [record.url], "instances_snapshots": [f"{record.url}/snapshots/{snapshot}"]},
-            run=lambda operation: self._create(operation.progress, project, name, snapshot, post.expires_at),
+            run=lambda operation: self._create(operation.progress, project, name, snapshot, post),
         )
 
     def _next_name(self, record: InstanceRecord) -> str:
@@ -111,13 +111,20 @@ class Snapshots:
         return make_name(pattern, now(), {snapshot.name for snapshot in self._registry.snapshots_of(record)})
 
     async def _create(
-        self, progress: Progress, project: str, name: str, snapshot: str, expires: datetime | None
+        self, progress: Progress, project: str, name: str, snapshot: str, post: InstanceSnapshotsPost
     ) -> None:
         async with self._locks.hold(f"instance/{project}/{name}", "snapshot"):
-            await self.take(project, name, snapshot, expires, progress)
+            await self.take(project, name, snapshot, post.expires_at, progress, stateful=post.stateful)
 
     async def take(
-        self, project: str, name: str, snapshot: str, expires: datetime | None, progress: Progress
+        self,
+        project: str,
+        name: str,
+        snapshot: str,
+        expires: datetime | None,
+        progress: Progress,
+        *,
+        stateful: bool = False,
     ) -> SnapshotRecord:
         """Take one; the instance's lock is held. `expires` None: as `snapshots.expiry` says."""
         self._projects.check_snapshots(project)
@@ -125,14 +132,15 @@ class Snapshots:
         created_at = now()
         if expires is None:
             expires = expires_at(created_at, self._registry.expand(instance).config.get("snapshots.expiry", ""))
-        record = SnapshotRecord(snapshot, instance, created_at, expires)
+        record = SnapshotRecord(snapshot, instance, created_at, expires, stateful)
         where = {"project": project, "name": name, "snapshot": snapshot}
         steps = (
             Step("snapshots.volume", {**where, "pool": instance.pool, "volume": instance.storage_name}),
             Step("snapshots.record", {"document": msgspec.json.encode(record).decode()}),
         )
         plan = Plan(f'take snapshot "{snapshot}" of instance "{name}"', steps)
-        async with self._lifecycle.quiet(instance), self._locks.hold(instance.root_key, "snapshot"):
+        quiet = self._lifecycle.saved(instance, snapshot) if stateful else self._lifecycle.quiet(instance)
+        async with quiet, self._locks.hold(instance.root_key, "snapshot"):
             await self._journal.run(plan, progress)
         self._events.lifecycle("instance-snapshot-created", record.url, project)
         return record
@@ -193,9 +201,15 @@ class Snapshots:
 
     async def _rename_volume(self, args: Args, _progress: Progress) -> None:
         await self._pools.rename_snapshot(_volume(args), args["snapshot"], args["new"])
+        await self._rename_state(args, args["snapshot"], args["new"])
 
     async def _rename_volume_back(self, args: Args) -> None:
         await self._pools.rename_snapshot(_volume(args), args["new"], args["snapshot"])
+        await self._rename_state(args, args["new"], args["snapshot"])
+
+    async def _rename_state(self, args: Args, old: str, new: str) -> None:
+        instance = self._registry.instance(args["project"], args["name"])
+        await self._lifecycle.saving.rename_snapshot(instance, old, new)
 
     async def _rename_record(self, args: Args, _progress: Progress) -> None:
         snapshots = self._registry.snapshots
@@ -226,6 +240,8 @@ class Snapshots:
 
     async def _delete_volume(self, args: Args, _progress: Progress) -> None:
         await self._unmake_volume(args)
+        instance = self._registry.instance(args["project"], args["name"])
+        await self._lifecycle.saving.forget_snapshot(instance, args["snapshot"])
 
     async def _delete_record(self, args: Args, _progress: Progress) -> None:
         await self._registry.snapshots.delete((args["project"], args["name"], args["snapshot"]))
@@ -235,14 +251,16 @@ class Snapshots:
     async def restore(self, project: str, name: str, wanted: str, *, stateful: bool) -> Operation:
         """`PUT /1.0/instances/NAME {"restore": …}`: files and settings as they were; a running instance is stopped for
         it and started again, as LXD does."""
-        if stateful:
-            raise BadRequest(f'Failed restoring instance "{name}": stateful restore is not supported')
         snapshot = wanted.removeprefix(f"{name}/")
         found = self._registry.find_snapshot(project, name, snapshot).value
         self._rules.check([self._restored(project, name, snapshot)])
-        return self._start("Restoring snapshot", found, lambda _operation: self._restore(project, name, found))
+        if stateful and not found.stateful:
+            raise BadRequest(f'Failed restoring instance "{name}": Snapshot "{snapshot}" has no running state')
+        return self._start(
+            "Restoring snapshot", found, lambda _operation: self._restore(project, name, found, stateful=stateful)
+        )
 
-    async def _restore(self, project: str, name: str, snapshot: SnapshotRecord) -> None:
+    async def _restore(self, project: str, name: str, snapshot: SnapshotRecord, *, stateful: bool) -> None:
         keys = [f"instance/{project}/{name}", self._registry.instance(project, name).still_key]
         async with self._locks.hold_all(keys, "restore"):
             instance = self._registry.instance(project, name)
@@ -250,8 +268,13 @@ class Snapshots:
             volume = {**where, "pool": instance.pool, "volume": instance.storage_name}
             steps = (Step("snapshots.restore_volume", volume), Step("snapshots.restore_record", where))
             plan = Plan(f'restore instance "{name}" from "{snapshot.name}"', steps, on_crash="finish")
-            async with self._lifecycle.stopped(instance), self._locks.hold(instance.root_key, "restore"):
-                await self._journal.run(plan)
+            async with self._lifecycle.stopped(instance, stateful=stateful):
+                async with self._locks.hold(instance.root_key, "restore"):
+                    await self._journal.run(plan)
+                if stateful:
+                    await self._lifecycle.saving.take_over(instance, snapshot.name)
+                elif instance.stateful:
+                    await self._lifecycle.saving.forget(instance)
         self._events.lifecycle("instance-restored", instance.url, project, {"snapshot": snapshot.name})
 
     async def _restore_volume(self, args: Args, _progress: Progress) -> None:

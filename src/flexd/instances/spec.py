@@ -10,6 +10,7 @@ from flexd.api.idmap import IdMap
 from flexd.api.units import is_true
 from flexd.devices.contract import RunConfig
 from flexd.images.applications import IS_APPLICATION, STOP_SIGNAL, application_of
+from flexd.instances.fitness import STARTED
 from flexd.instances.limits import Setting, rlimits
 from flexd.instances.record import Config, Expanded, InstanceRecord
 from flexd.runtime.contract import ApplicationSpec, ContainerSpec
@@ -80,6 +81,7 @@ def container_spec(
         seccomp_profile=confined.seccomp_profile,
         apparmor_profile=confined.apparmor_profile,
         guest_api=confined.guest_api,
+        migratable=is_true(record.config.get(STARTED)),
         supervised=confined.supervised,
         limit_devices=confined.limit_devices,
         native_only=confined.native_only,

@@ -39,6 +39,7 @@ from flexd.runtime.contract import (
 from flexd.runtime.criu import dump
 from flexd.runtime.criu.console import Console as RestoredConsole
 from flexd.runtime.criu.console import read_record, write_record
+from flexd.runtime.criu.images import keep_log
 from flexd.runtime.criu.obstacles import find as find_obstacles
 from flexd.runtime.criu.outside import binds_of
 from flexd.runtime.criu.restore import ConsoleRecord, HeldRestore, Started
@@ -259,7 +260,10 @@ class LxcRuntime:
     async def checkpoint(self, container: RunningContainer, spec: ContainerSpec, images: Path) -> Dump:
         config = await asyncio.to_thread(_read_config, self._paths(container.name))
         criu = await self._criu(f'save the state of container "{container.name}"', CheckpointFailed)
-        return await dump.take(self._host, criu, container, binds_of(config, spec.mounts), images)
+        try:
+            return await dump.take(self._host, criu, container, binds_of(config, spec.mounts), images)
+        finally:
+            await asyncio.to_thread(keep_log, images, "dump.log", self._paths(container.name).logs)
 
     async def restore(self, spec: ContainerSpec, images: Path) -> Restore:
         paths = self._paths(spec.name)
@@ -291,6 +295,7 @@ class LxcRuntime:
 
     async def _give_up(self, started: Started) -> None:
         await started.abort()
+        await asyncio.to_thread(keep_log, started.images, "restore.log", started.paths.logs)
         await self._clean_up(started.paths)
 
     async def _criu(self, what: str, error: type[FlexdError]) -> Path:

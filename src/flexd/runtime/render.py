@@ -36,13 +36,6 @@ _DEVICES = ("/dev/fuse", "/dev/net/tun")
 # credentials are kept on a ramfs, which has no image. The variables are PID 1's only: it starts services without them.
 UNITS = "dev/.flexd-units"
 _MIGRATABLE = (("MEMORY_PRESSURE_WATCH", "/dev/null"), ("SYSTEMD_UNIT_PATH", f"/{UNITS}:"))
-# Type-level drop-ins (systemd.unit(5)) and what they say; older versions only warn of a key that they don't know.
-DROP_INS = {
-    "service.d/zz-flexd.conf": "[Service]\nLoadCredential=\nLoadCredentialEncrypted=\nSetCredential=\n"
-    "SetCredentialEncrypted=\nImportCredential=\nMemoryPressureWatch=off\n",
-    "socket.d/zz-flexd.conf": "[Socket]\nMemoryPressureWatch=off\n",
-}
-
 _GUEST_API_OPTIONS = ("bind", "ro", "nosuid", "nodev", "noexec", "create=dir")
 
 # Files that tell about the whole machine, and what lxcfs(1) shows instead.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flexd.runtime.logs import Logs
 from flexd.runtime.paths import ContainerPaths
-from flexd.runtime.render import DROP_INS
+from flexd.runtime.units import write_units
 
 
 def write_state(paths: ContainerPaths, config: str) -> bool:
@@ -19,24 +19,12 @@ def write_state(paths: ContainerPaths, config: str) -> bool:
     paths.target.unlink(missing_ok=True)
     paths.monitor_pid.unlink(missing_ok=True)
     paths.console.unlink(missing_ok=True)
-    for name, text in DROP_INS.items():
-        _write_unit(paths.units / name, text)
+    write_units(paths.units)
     Logs(paths).begin()
     descriptor = os.open(paths.config, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with open(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
         file.write(config)
     return clean
-
-
-def _write_unit(path: Path, text: str) -> None:
-    """World-readable, as are the directories: a container's root looks at it with ids of its own."""
-    if path.exists() and path.read_text() == text:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    for place in (path.parent.parent, path.parent):
-        place.chmod(0o755)
-    path.chmod(0o644)
 
 
 def read_target(paths: ContainerPaths) -> str:

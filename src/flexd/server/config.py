@@ -11,13 +11,14 @@ from flexd.api.errors import Conflict, Fault, raise_faults
 from flexd.api.keys import Key, check_config
 from flexd.images.keys import KEYS as IMAGE_KEYS
 from flexd.instances.backups import KEYS as BACKUP_KEYS
+from flexd.instances.fitness import SERVER_KEYS as FITNESS_KEYS
 from flexd.operations.events import Events
 from flexd.server.network_keys import NETWORK_KEYS
 from flexd.server.password import hash_password
 from flexd.store.contract import RevisionConflict
 from flexd.store.documents import Documents, Mirror
 
-KEYS = (Key("user.*", description="Free for users"), *BACKUP_KEYS, *IMAGE_KEYS, *NETWORK_KEYS)
+KEYS = (Key("user.*", description="Free for users"), *BACKUP_KEYS, *IMAGE_KEYS, *FITNESS_KEYS, *NETWORK_KEYS)
 
 _PATH = ("config",)
 

@@ -211,6 +211,11 @@ class Driver(Protocol):
         """What belongs to the volume alone on disk, for `du`: an overlay's own layer, not its image."""
         ...
 
+    def state_directory(self, name: str) -> Path:
+        """Where the daemon keeps what it knows of an instance beside its files; goes where the volume goes by renaming,
+        and ends with it. Root's alone; it need not exist."""
+        ...
+
     async def mount_volume(self, kind: VolumeKind, name: str, idmap: IdMap) -> Path:
         """Make it usable with ids seen as the map's host ids (empty: as on disk); returns the directory to use: the
         container's root for an instance volume, the volume itself for a custom one. Mounted already: the same path.

@@ -213,6 +213,9 @@ class DirectoryDriver:
         volume = self._volume(kind, name)
         return volume / "data" if kind == "custom" else self._content(volume)
 
+    def state_directory(self, name: str) -> Path:
+        return self._volume("container", name) / "state"
+
     async def mount_volume(self, kind: VolumeKind, name: str, idmap: IdMap) -> Path:
         await self._require(kind, name)
         volume = self._volume(kind, name)

@@ -378,6 +378,10 @@ class Pools:
         """Where a volume lies, for telling which disk that is on."""
         return self.driver(ref.pool).volume_path(ref.kind, ref.name)
 
+    def state_directory(self, ref: VolumeRef) -> Path:
+        """Of an instance volume: the daemon's own, beside the files."""
+        return self.driver(ref.pool).state_directory(ref.name)
+
     # --- snapshots and copies, of instance volumes and custom ones ---
 
     async def create_snapshot(

@@ -73,7 +73,7 @@ async def test_what_cannot_be(home: House):
         await _snapshot(home, instance="nobody")
     with pytest.raises(NotFound, match="snapshot not found"):
         await _restore(home, "nothing")
-    with pytest.raises(BadRequest, match="stateful"):
+    with pytest.raises(BadRequest, match="it does not run"):
         await _snapshot(home, "two", stateful=True)
 
 

@@ -51,6 +51,7 @@ def _options_fault(value: str) -> str | None:
 class Disk(Kind, type="disk"):
     """Bind mounts and volumes."""
 
+    SAVABLE = True
     UPDATABLE = frozenset({*throttle.KEYS, "size", "boot.priority", "required", "optional"})
     KEYS = (
         Key("path", description="Where it appears inside the instance", required=True, check=_path_fault),

@@ -6,3 +6,5 @@ from flexd.devices.contract import Kind
 
 class NoneDevice(Kind, type="none"):
     """No keys, nothing to do."""
+
+    SAVABLE = True

@@ -76,6 +76,7 @@ def pairs(config: Mapping[str, str]) -> list[tuple[ProxyAddress, ProxyAddress]]:
 class Proxy(Kind, type="proxy"):
     """`bind=host` (the default): listen on the host, connect inside; `bind=instance`: the other way round."""
 
+    SAVABLE = True
     KEYS = (
         Key("listen", required=True, check=_address_fault, description="Where to listen, such as tcp:0.0.0.0:80"),
         Key(

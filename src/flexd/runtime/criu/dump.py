@@ -80,6 +80,8 @@ def _prepare(
     """While everything runs: what would cost time with it frozen. Returns the names of what is outside."""
     files = image_files.make_directory(images)
     init = container.init.pid
+    if layout.unified is not None:
+        watches.drop_dead(init, layout.unified / container.cgroup)
     image_files.write_watch_cache(files, *watches.watched_paths(init))
     console = outside.console_of(init)
     points = outside.mounted_from_outside(outside.read_mountinfo(init), binds)
@@ -99,9 +101,8 @@ async def _dump(
     talk = Talk()
     process = None
     try:
-        process = await host.processes.spawn(
-            [str(criu), "swrk", str(talk.theirs.fileno())], pass_fds=[talk.theirs.fileno()]
-        )
+        argv = [str(criu), "swrk", str(talk.theirs.fileno())]
+        process = await host.processes.spawn(argv, pass_fds=[talk.theirs.fileno()])
         talk.theirs.close()
         async with asyncio.timeout(_TIMEOUT_S):
             await talk.send(request)

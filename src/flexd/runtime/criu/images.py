@@ -67,10 +67,18 @@ def write_watch_cache(directory: Path, device: int, paths: Mapping[int, str]) ->
     (directory / "irmap-cache").write_bytes(_HEAD.pack(_SERVICE_MAGIC, _IRMAP_MAGIC) + body)
 
 
-def take_delegation(images: Path) -> tuple[tuple[str, tuple[str, ...]], ...]:
+def keep_delegation(images: Path, notes: Notes) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """What `take_delegation` finds the first time, noted for the others."""
+    found = take_delegation(images / FILES)
+    if found:
+        write_notes(images, msgspec.structs.replace(notes, delegated=found))
+    return found or notes.delegated
+
+
+def take_delegation(files: Path) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """Take out of the images which controllers the v2 cgroups hand down, and return it, outermost first: CRIU would
     write it too late, after inotify watches on files that only then exist, and with a line break that is EINVAL."""
-    path = images / "cgroup.img"
+    path = files / "cgroup.img"
     data = path.read_bytes()
     head, messages = data[: _HEAD.size], list(_messages(data))
     found: list[tuple[str, tuple[str, ...]]] = []
@@ -131,3 +139,11 @@ def errors_of(log: Path) -> list[str]:
     errors = [line.partition("Error (")[2] for line in text.splitlines() if "Error (" in line]
     lines = [error.partition("): ")[2].strip() for error in errors]
     return [line for line in lines if line and "RLIMIT_NOFILE" not in line]
+
+
+def keep_log(images: Path, name: str, logs: Path) -> None:
+    """Where the container's other logs are: the images may be gone when somebody asks."""
+    log = images / FILES / name
+    if log.exists() and logs.is_dir():
+        shutil.copyfile(log, logs / name)
+        (logs / name).chmod(0o600)

@@ -38,6 +38,7 @@ _MEANINGS = (
     ("anon_inode:[io_uring]", "a process uses io_uring; stop it"),
     ("unsupported", "a file system is mounted inside that cannot be saved; unmount it"),
     ("Can't dump ghost file", "a file that was deleted but is open is too large to be carried; close it"),
+    ("is outside of its pid namespace", "a process is in the session of a command that was run from outside; end it"),
     ("CPU", "the processor here lacks what the programs were started with"),
 )  # fmt: skip
 
@@ -55,7 +56,10 @@ def find(init: int, config: str) -> list[Obstacle]:
     """All at once, of the processes as they are now; `config` is what liblxc started it with."""
     found = {obstacle.what: obstacle for obstacle in _unfit(config)}
     own = _namespaces(init)
-    for pid in watches.processes(init):
+    pids = watches.processes(init)
+    for obstacle in _strays(pids):
+        found.setdefault(obstacle.what, obstacle)
+    for pid in pids:
         for obstacle in (*_nested(pid, own), *_open_files(pid)):
             found.setdefault(obstacle.what, obstacle)
     for path in _EMPTY_RAM.findall(_read(f"/proc/{init}/mountinfo")):
@@ -74,6 +78,18 @@ def _unfit(config: str) -> Iterator[Obstacle]:
         yield Obstacle("it was not started fit for migration", "set migration.stateful=true and restart it")
     if any(line.startswith("lxc.seccomp.notify.proxy") for line in lines):
         yield Obstacle("its system calls are intercepted", "unset security.syscalls.intercept.* and restart it")
+
+
+def _strays(pids: list[int]) -> Iterator[Obstacle]:
+    """What was left behind by a command of `exec`, in whose session it still is; that one came from outside."""
+    inside = set(pids)
+    for pid in pids:
+        words = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+        if len(words) > 3 and int(words[3]) not in inside:  # the session
+            yield Obstacle(
+                f"{_name(pid)} is in the session of a command that was run from outside",
+                "end it; start such with setsid or systemd-run",
+            )
 
 
 def _nested(pid: int, own: dict[str, str]) -> Iterator[Obstacle]:

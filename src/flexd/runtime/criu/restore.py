@@ -44,7 +44,7 @@ class Started:
     """A restore under way; owns the processes and what they were given."""
 
     def __init__(self, host: Host, criu: Path, spec: ContainerSpec, paths: ContainerPaths, images: Path) -> None:
-        self._host, self._criu, self.spec, self.paths, self._images = host, criu, spec, paths, images
+        self._host, self._criu, self.spec, self.paths, self.images = host, criu, spec, paths, images
         self._files = images / image_files.FILES
         self._talk = Talk()
         self._process: Spawned | None = None
@@ -60,7 +60,7 @@ class Started:
                 if self._notes.cgroup_mode != layout.mode:
                     words = f"it ran under cgroups {self._notes.cgroup_mode}, this host has {layout.mode}"
                     raise self._failed(words)
-                delegated = await asyncio.to_thread(image_files.take_delegation, self._files)
+                delegated = await asyncio.to_thread(image_files.keep_delegation, self.images, self._notes)
                 request, fds = await asyncio.to_thread(self._prepare, config)
                 try:
                     await self._spawn(fds)
@@ -68,7 +68,7 @@ class Started:
                     self._close(fds)
                 await self._talk.send(request)
                 await self._expect("post-setup-namespaces")
-                await self._delegate(delegated or self._notes.delegated)
+                await self._delegate(delegated)
                 await self._talk.send(options.go_on(True))
                 await self._expect("post-restore")
         except TimeoutError as error:
@@ -113,10 +113,10 @@ class Started:
 
     def _read_notes(self) -> image_files.Notes:
         try:
-            notes = image_files.read_notes(self._images)
-            image_files.open_directory(self._images)
+            notes = image_files.read_notes(self.images)
+            image_files.open_directory(self.images)
         except (OSError, msgspec.DecodeError) as error:
-            raise self._failed(f"there is no saved state in {self._images}: {error}") from error
+            raise self._failed(f"there is no saved state in {self.images}: {error}") from error
         return notes
 
     def _prepare(self, config: str) -> tuple[bytes, list[int]]:
@@ -150,7 +150,9 @@ class Started:
         argv = ["lxc-checkpoint", "-r", "-n", self.spec.name, "-P", str(self.paths.directory)]
         argv += [f"--rcfile={self.paths.restore_config}", "-D", str(self._files)]
         environment = {"PATH": f"{self.paths.state / 'bin'}:{_PROGRAMS}", _SOCKET: str(socket)}
-        self._process = await self._host.processes.spawn(argv, env=environment, pass_fds=[socket, *fds])
+        self._process = await self._host.processes.spawn(
+            argv, env=environment, cwd=self._files, pass_fds=[socket, *fds]
+        )
         self._talk.theirs.close()
 
     def _close(self, fds: list[int]) -> None:

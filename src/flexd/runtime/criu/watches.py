@@ -4,6 +4,7 @@
 The kernel tells a watch's inode, and a handle that overlayfs cannot open; so what CRIU would do with every process
 frozen, walk the tree, is done here while they run."""
 
+import errno
 import os
 import re
 import time
@@ -11,7 +12,12 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
-_WATCH = re.compile(r"^inotify wd:\w+ ino:(\w+) sdev:(\w+)", re.MULTILINE)
+from msgspec import Struct
+
+from flexd.host import syscalls
+from flexd.host.contract import HostError
+
+_WATCH = re.compile(r"^inotify wd:(\w+) ino:(\w+) sdev:(\w+)", re.MULTILINE)
 # Where daemons watch; a whole system is walked only for what is not found there.
 _LIKELY = ("etc", "usr/share/dbus-1", "usr/lib", "var", "root", "home")
 # Other file systems; their own entries have other devices, so walking them finds nothing.
@@ -50,7 +56,7 @@ def watched_paths(init: int) -> tuple[int, dict[int, str]]:
     root = f"/proc/{init}/root/"
     top = os.stat(root)
     device = os.major(top.st_dev) << 20 | os.minor(top.st_dev)
-    wanted = {inode for each, inode in _watched(init) if each == device}
+    wanted = {watch.inode for watch in watches_of(init) if watch.device == device}
     found = {top.st_ino: "/."} if top.st_ino in wanted else {}
     wanted -= found.keys()
     if wanted:
@@ -58,8 +64,17 @@ def watched_paths(init: int) -> tuple[int, dict[int, str]]:
     return device, found
 
 
-def _watched(init: int) -> set[tuple[int, int]]:
-    found = set()
+class Watch(Struct, frozen=True):
+    """One watch of an inotify instance, which is an open file of a process."""
+
+    pid: int
+    fd: int
+    number: int
+    device: int
+    inode: int
+
+
+def watches_of(init: int) -> Iterator[Watch]:
     for pid in processes(init):
         for number, target in descriptors(pid):
             if target != "anon_inode:inotify":
@@ -68,8 +83,35 @@ def _watched(init: int) -> set[tuple[int, int]]:
                 text = Path(f"/proc/{pid}/fdinfo/{number}").read_text()
             except OSError:
                 continue
-            found |= {(int(match[2], 16), int(match[1], 16)) for match in _WATCH.finditer(text)}
-    return found
+            for match in _WATCH.finditer(text):
+                watch, inode, device = (int(word, 16) for word in match.groups())
+                yield Watch(pid, int(number), watch, device, inode)
+
+
+def drop_dead(init: int, groups: Path) -> None:
+    """Take away watches on files of cgroups that are gone. The kernel keeps them (systemd never asks again), and there
+    is no way to make such a watch anew. `groups`: the container's own, on the v2 hierarchy."""
+    try:
+        place = os.stat(groups).st_dev
+    except FileNotFoundError:
+        return
+    device = os.major(place) << 20 | os.minor(place)
+    watches = [watch for watch in watches_of(init) if watch.device == device]
+    alive = {inode for directory, _, _ in os.walk(groups) for _, inode, _ in _entries(directory)} if watches else set()
+    for watch in watches:
+        if watch.inode in alive:
+            continue
+        try:
+            fd = syscalls.pidfd_getfd(watch.pid, watch.fd)
+        except HostError:  # it ended
+            continue
+        try:
+            syscalls.inotify_remove_watch(fd, watch.number)
+        except HostError as error:
+            if error.errno != errno.EINVAL:  # gone by itself
+                raise
+        finally:
+            os.close(fd)
 
 
 def _search(root: str, device: int, wanted: set[int]) -> dict[int, str]:
