@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from flexd.client.connection import Wire
 
 _PIECE_BYTES = 64 * 1024
+# sshfs ends at once when it is unmounted, unless somebody waits for a file.
+_END_TIMEOUT_S = 5
 # How long a caller of --listen may take to say who it is.
 _LOGIN_TIMEOUT_S = 60
 
@@ -37,38 +39,60 @@ def mount_sshfs(client: Client, instance: str, path: str, target: str) -> None:
     wire = open_sftp(client, instance)
     argv = ["sshfs", "-o", "slave", f"{instance}:{path}", target]
     print(f"sshfs mounting {instance}{path} on {target}\nPress ctrl+c to finish", flush=True)
+    lost = interrupted = False
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            pump(wire, process.stdout.fileno(), process.stdin.fileno())
+            lost = pump(wire, process.stdout.fileno(), process.stdin.fileno())
         except KeyboardInterrupt:
-            subprocess.run(["fusermount", "-u", target], check=False)
-        finally:
-            process.stdin.close()
-            wire.close()
-    if process.returncode not in (0, None):
+            interrupted = True
+        if lost or interrupted:
+            _unmount(target)
+        process.stdin.close()
+        wire.close()
+        try:
+            process.wait(_END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()  # somebody still has a file open there; the mount is detached
+    if lost:
+        raise CliError(f"The connection to {instance} ended (is it still running?)")
+    if process.returncode and not interrupted:
         raise CliError(f"sshfs ended with status {process.returncode}")
     print("sshfs has stopped")
 
 
-def pump(wire: Wire, read_fd: int, write_fd: int) -> None:
-    """Move bytes between a connection and two file descriptors until either side ends."""
+def _unmount(target: str) -> None:
+    import shutil
+    import subprocess
+
+    # fuse 2 and 3 name it differently; some distributions have only one of them. -z: also while it is in use.
+    program = shutil.which("fusermount3") or "fusermount"
+    subprocess.run([program, "-u", "-z", target], check=False, stderr=subprocess.DEVNULL)
+
+
+def pump(wire: Wire, read_fd: int, write_fd: int) -> bool:
+    """Move bytes between a connection and two descriptors until either side ends; whether it was the connection."""
     import select
 
-    _write_all(write_fd, wire.take(len(wire.buffer)))
-    while True:
-        ready = select.select([wire.sock.fileno(), read_fd], [], [])[0]
-        if read_fd in ready:
-            data = os.read(read_fd, _PIECE_BYTES)
-            if not data:
-                return
-            wire.sock.sendall(data)
-        if wire.sock.fileno() in ready:
-            data = wire.sock.recv(_PIECE_BYTES)
-            if not data:
-                return
-            _write_all(write_fd, data)
+    try:
+        _write_all(write_fd, wire.take(len(wire.buffer)))
+        while True:
+            ready = select.select([wire.sock.fileno(), read_fd], [], [])[0]
+            if read_fd in ready:
+                data = os.read(read_fd, _PIECE_BYTES)
+                if not data:
+                    return False
+                wire.sock.sendall(data)
+            if wire.sock.fileno() in ready:
+                data = wire.sock.recv(_PIECE_BYTES)
+                if not data:
+                    return True
+                _write_all(write_fd, data)
+    except BrokenPipeError:  # sshfs has ended
+        return False
+    except ConnectionError:
+        return True
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -5,6 +5,7 @@ Paths are the container's; being its root with its ids, plain system calls do th
 
 import errno
 import os
+import select
 import socket
 import stat
 from collections.abc import Callable
@@ -30,14 +31,27 @@ def serve(connection: socket.socket) -> None:
 def serve_sftp(connection: socket.socket) -> None:
     """Enter, answer {"pid": N} with one end of a socket pair, then speak SFTP on the other."""
     # Before entering: inside are only the container's files. Here and not above: it is 20 MB that no other fork needs.
+    import threading
+
     from flexd.runtime.helper import sftp
 
-    _enter(wire.receive(connection))
+    target = wire.receive(connection)
+    init = os.pidfd_open(target["init"]) if target["init"] else None
+    _enter(target)
+    if init is not None:
+        # A session that outlived its container would keep its mounts. After entering, which a thread would forbid.
+        threading.Thread(target=_end_with, args=(init,), daemon=True).start()
     ours, theirs = socket.socketpair()
     wire.send(connection, {"pid": os.getpid()}, (theirs.fileno(),))
     theirs.close()
     connection.close()
     sftp.serve(ours, "/")
+
+
+def _end_with(pidfd: int) -> None:
+    """End when that process does: then its pidfd is readable (pidfd_open(2))."""
+    select.select([pidfd], [], [])
+    os._exit(0)
 
 
 def _enter(target: wire.Message) -> None:
