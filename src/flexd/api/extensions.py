@@ -190,6 +190,9 @@ API_EXTENSIONS: tuple[str, ...] = (
     "projects_limits_disk_pool",
     "projects_restricted_image_servers",
     "projects_restricted_storage_pool_access",
+    "images_all_projects",
+    "profiles_all_projects",
+    "networks_all_projects",
 )
 
 PARTIAL: dict[str, str] = {

@@ -32,6 +32,7 @@ class Image(Struct):
     fingerprint: str = ""
     last_used_at: datetime = ZERO_TIME
     profiles: list[str] = field(default_factory=list)
+    project: str = ""
     properties: dict[str, str] = field(default_factory=dict)
     public: bool = False
     size: int = 0

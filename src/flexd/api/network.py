@@ -10,6 +10,7 @@ class Network(Struct):
     locations: list[str] = field(default_factory=list)
     managed: bool = False
     name: str = ""
+    project: str = ""
     status: str = ""
     type: str = ""
     used_by: list[str] = field(default_factory=list)

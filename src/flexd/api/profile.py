@@ -9,6 +9,7 @@ class Profile(Struct):
     description: str = ""
     devices: dict[str, dict[str, str]] = field(default_factory=dict)
     name: str = ""
+    project: str = ""
     used_by: list[str] = field(default_factory=list)
 
 

@@ -129,6 +129,7 @@ class Group:
         return None
 
 
+ALL_PROJECTS = Option("--all-projects", action="store_true", help="Of all projects")
 FORMAT = Option(
     "-f",
     "--format",

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from flexd.cli.command import FORMAT, Command, Option, Positional
+from flexd.cli.command import ALL_PROJECTS, FORMAT, Command, Option, Positional
 from flexd.cli.errors import UsageError
 from flexd.cli.image_remotes import images_of
 from flexd.cli.show import long_time, yes_no
@@ -32,6 +32,7 @@ def _shortest_alias(image: Image) -> str:
 _COLUMNS: dict[str, tuple[str, Callable[[Image], str]]] = {
     "a": ("architecture", lambda each: each["architecture"]),
     "d": ("description", lambda each: (each["properties"] or {}).get("description", "")),
+    "e": ("project", lambda each: str(each.get("project", ""))),
     "f": ("fingerprint", lambda each: each["fingerprint"][:12]),
     "F": ("fingerprint", lambda each: each["fingerprint"]),
     "l": ("alias", _shortest_alias),
@@ -55,7 +56,9 @@ def _run(context: Context, args: Arguments) -> None:
     if filters and ":" in filters[0] and "=" not in filters[0]:
         remote, first = context.split(filters.pop(0))
         filters = [first, *filters] if first else filters
-    images = images_of(context, remote or context.default_remote)
+    images = images_of(context, remote or context.default_remote, all_projects=args.all_projects)
+    if args.all_projects and letters == _DEFAULT_COLUMNS:
+        letters = "e" + letters
     wanted = [image for image in images if all(_fits(image, text) for text in filters)]
     columns = [_COLUMNS[letter] for letter in letters]
     rows = sorted(([value(image) for _, value in columns] for image in wanted), key=natural_key)
@@ -78,11 +81,15 @@ LIST = Command(
     _run,
     "[<remote>:] [<filter>...]",
     [Positional("filter", "*", completes="image")],
-    [Option("-c", "--columns", default=_DEFAULT_COLUMNS, help=f'Columns (default "{_DEFAULT_COLUMNS}")'), FORMAT],
+    [
+        Option("-c", "--columns", default=_DEFAULT_COLUMNS, help=f'Columns (default "{_DEFAULT_COLUMNS}")'),
+        ALL_PROJECTS,
+        FORMAT,
+    ],
     details="""
 Filters: part of an alias or of the fingerprint, or a property as key=value.
-Columns: a architecture, d description, f, F fingerprint short and long, l shortest alias, L all aliases, p public,
-s size, t type, u upload date.
+Columns: a architecture, d description, e project, f, F fingerprint short and long, l shortest alias, L all aliases,
+p public, s size, t type, u upload date.
 """,
     examples=[
         ("flexc image list os=debian release=12", "By properties"),

@@ -41,8 +41,8 @@ def find_image(client: Client, name: str, kind: str = "") -> str:
         ) from error
 
 
-def images_of(context: Context, remote: str) -> list[dict[str, Any]]:
-    """All images of a remote, as the API shows them."""
+def images_of(context: Context, remote: str, *, all_projects: bool = False) -> list[dict[str, Any]]:
+    """All images of a remote, as the API shows them: of one project, or of all."""
     protocol = protocol_of(context, remote)
     if protocol == "build":
         raise CliError(
@@ -58,7 +58,8 @@ def images_of(context: Context, remote: str) -> list[dict[str, Any]]:
         from flexd.cli.streams import list_images
 
         return list_images(str(context.config.remote(remote)["addr"]))
-    images: list[dict[str, Any]] = context.client(remote).get("/1.0/images", {"recursion": "1"})
+    query = {"recursion": "1", **({"all-projects": "true"} if all_projects else {})}
+    images: list[dict[str, Any]] = context.client(remote).get("/1.0/images", query)
     return images
 
 

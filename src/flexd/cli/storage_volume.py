@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from flexd.cli import entity as verbs
-from flexd.cli.command import FORMAT, Command, Group, Option, Positional
+from flexd.cli.command import ALL_PROJECTS, FORMAT, Command, Group, Option, Positional
 from flexd.cli.errors import CliError, UsageError
 from flexd.cli.instance import INSTANCE
 from flexd.cli.keyvalue import parse_pairs
@@ -225,7 +225,7 @@ VOLUME_GROUP = Group(
             "[<remote>:]<pool> [<filter>...]",
             [*_POOL, Positional("filter", "*")],
             [
-                Option("--all-projects", action="store_true", help="Of all projects"),
+                ALL_PROJECTS,
                 Option("-c", "--columns", default=_DEFAULT_COLUMNS, help=f'Columns (default "{_DEFAULT_COLUMNS}")'),
                 FORMAT,
             ],

@@ -374,5 +374,5 @@ class Images:
 
 
 def _shown(record: ImageRecord, aliases: list[ImageAlias]) -> Image:
-    fields = {name: getattr(record, name) for name in ImageRecord.__struct_fields__ if name != "project"}
+    fields = {name: getattr(record, name) for name in ImageRecord.__struct_fields__}
     return Image(aliases=aliases, **fields)

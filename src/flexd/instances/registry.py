@@ -181,6 +181,7 @@ def show_backup(record: BackupRecord) -> InstanceBackup:
 def show_profile(record: ProfileRecord, used_by: Iterable[str]) -> Profile:
     return Profile(
         name=record.name,
+        project=record.project,
         description=record.description,
         config=record.config,
         devices=record.devices,

@@ -187,7 +187,7 @@ class Networks:
         if document is None:
             if link is None:
                 raise NetworkNotFound
-            return Network(managed=False, name=name, type=link_type(link), used_by=used_by)
+            return Network(managed=False, name=name, project=PROJECT, type=link_type(link), used_by=used_by)
         record = document.value
         return Network(
             config=dict(record.config),
@@ -195,6 +195,7 @@ class Networks:
             locations=list(_LOCATIONS),
             managed=True,
             name=name,
+            project=record.project,
             status="Unavailable" if name in self._errors else "Created",
             type=record.type,
             used_by=used_by,

@@ -41,10 +41,15 @@ NETWORK = verbs.Entity(
 
 
 def _list(context: Context, args: Arguments) -> None:
-    networks = only_remote(context, args.remote).get("/1.0/networks", {"recursion": "1"})
-    rows = sorted((_row(each) for each in networks if each["type"] not in ("loopback", "unknown")), key=natural_key)
+    query = {"recursion": "1", **({"all-projects": "true"} if args.all_projects else {})}
+    networks = only_remote(context, args.remote).get("/1.0/networks", query)
     header = ["name", "type", "managed", "ipv4", "ipv6", "description", "used by", "state"]
-    print_list(args.format, header, rows, networks)
+    shown = [each for each in networks if each["type"] not in ("loopback", "unknown")]
+    rows = [_row(each) for each in shown]
+    if args.all_projects:
+        header = ["project", *header]
+        rows = [[each.get("project", ""), *row] for each, row in zip(shown, rows, strict=True)]
+    print_list(args.format, header, sorted(rows, key=natural_key), networks)
 
 
 def _row(network: Mapping[str, Any]) -> list[str]:
@@ -222,7 +227,7 @@ COMMAND = Group(
             _list,
             "[<remote>:]",
             [Positional("remote", "?", completes="remote")],
-            [FORMAT],
+            [ALL_PROJECTS, FORMAT],
             aliases=["ls"],
         ),
         NETWORK.command("list-leases", "List DHCP leases", _list_leases, options=[FORMAT]),

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from flexd.cli.command import FORMAT, Command, Group, Option, Positional
+from flexd.cli.command import ALL_PROJECTS, FORMAT, Command, Group, Positional
 from flexd.cli.context import only_remote
 from flexd.cli.show import utc_time, yes_no
 from flexd.cli.table import natural_key, print_list
@@ -79,7 +79,7 @@ COMMAND = Group(
             _list,
             "[<remote>:]",
             [Positional("remote", "?", completes="remote")],
-            [Option("--all-projects", action="store_true", help="Of all projects"), FORMAT],
+            [ALL_PROJECTS, FORMAT],
             aliases=["ls"],
         ),
         Command("show", "Show an operation as YAML", _show, _USAGE, _OPERATION),

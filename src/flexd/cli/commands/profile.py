@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from flexd.cli import entity as verbs
-from flexd.cli.command import FORMAT, Command, Group, Option, Positional
+from flexd.cli.command import ALL_PROJECTS, FORMAT, Command, Group, Option, Positional
 from flexd.cli.context import only_remote
 from flexd.cli.devices import device_group
 from flexd.cli.errors import CliError
@@ -37,9 +37,14 @@ PROFILE = verbs.Entity(
 
 
 def _list(context: Context, args: Arguments) -> None:
-    profiles = only_remote(context, args.remote).get("/1.0/profiles", {"recursion": "1"})
+    query = {"recursion": "1", **({"all-projects": "true"} if args.all_projects else {})}
+    profiles = only_remote(context, args.remote).get("/1.0/profiles", query)
+    header = ["name", "description", "used by"]
     rows = [[each["name"], each["description"], str(len(each["used_by"] or ()))] for each in profiles]
-    print_list(args.format, ["name", "description", "used by"], sorted(rows, key=natural_key), profiles)
+    if args.all_projects:
+        header = ["project", *header]
+        rows = [[each.get("project", ""), *row] for each, row in zip(profiles, rows, strict=True)]
+    print_list(args.format, header, sorted(rows, key=natural_key), profiles)
 
 
 def _create(context: Context, args: Arguments) -> None:
@@ -114,7 +119,7 @@ COMMAND = Group(
         device_group(PROFILE),
         verbs.edit(PROFILE),
         verbs.get(PROFILE),
-        Command("list", "List profiles", _list, "[<remote>:]", _REMOTE, [FORMAT], aliases=["ls"]),
+        Command("list", "List profiles", _list, "[<remote>:]", _REMOTE, [ALL_PROJECTS, FORMAT], aliases=["ls"]),
         INSTANCE.command("remove", "Take a profile from an instance", _remove, "<profile>", _ONE_PROFILE),
         verbs.rename(PROFILE),
         verbs.set_(PROFILE, [("flexc profile set big limits.memory=8GiB limits.cpu=4", "Two keys at once")]),

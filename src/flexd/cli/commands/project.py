@@ -7,7 +7,7 @@ from flexd.cli import entity as verbs
 from flexd.cli.command import FORMAT, Command, Group, Option, Positional
 from flexd.cli.context import only_remote
 from flexd.cli.keyvalue import parse_pairs
-from flexd.cli.show import yes_no
+from flexd.cli.show import size_iec, yes_no
 from flexd.cli.table import natural_key, print_list
 from flexd.client.client import path_of
 
@@ -54,8 +54,26 @@ def _list(context: Context, args: Arguments) -> None:
 
 def _create(context: Context, args: Arguments) -> None:
     client, name = context.resolve(args.name)
-    client.request("POST", "/1.0/projects", {"name": name, "description": "", "config": parse_pairs(args.config)})
+    body = {"name": name, "description": args.description, "config": parse_pairs(args.config)}
+    client.request("POST", "/1.0/projects", body)
     context.say(f"Project {name} created")
+
+
+def _info(context: Context, args: Arguments) -> None:
+    """Limits and use, as `lxc project info` shows them."""
+    client, path, _ = _locate(context, args)
+    resources: dict[str, dict[str, int]] = client.get(f"{path}/state")["resources"]
+    rows = [
+        [name.upper(), *(_amount(name, value) for value in (each["Limit"], each["Usage"]))]
+        for name, each in sorted(resources.items())
+    ]
+    print_list(args.format, ["resource", "limit", "usage"], rows, resources)
+
+
+def _amount(resource: str, value: int) -> str:
+    if value < 0:
+        return "UNLIMITED"
+    return size_iec(value) if resource.partition(".")[0] in ("disk", "memory") else str(value)
 
 
 def _switch(context: Context, args: Arguments) -> None:
@@ -73,11 +91,15 @@ COMMAND = Group(
             "create",
             "Create a project",
             _create,
-            options=[Option("-c", "--config", action="append", default=[], help="Configuration key=value")],
+            options=[
+                Option("-c", "--config", action="append", default=[], help="Configuration key=value"),
+                Option("--description", default="", help="What it is for"),
+            ],
         ),
         verbs.delete(_PROJECT),
         verbs.edit(_PROJECT),
         verbs.get(_PROJECT),
+        _PROJECT.command("info", "Show what a project may use, and uses", _info, options=[FORMAT]),
         Command(
             "list",
             "List projects",
@@ -93,5 +115,9 @@ COMMAND = Group(
         _PROJECT.command("switch", "Work in a project from now on", _switch),
         verbs.unset(_PROJECT),
     ],
-    examples=[("flexc project list", "Which there are"), ("flexc list --project other", "One command in another")],
+    examples=[
+        ("flexc project create web -c limits.instances=5 -c restricted=true", "For others to use"),
+        ("flexc project info web", "What it uses of what it may"),
+        ("flexc list --project web", "One command in another project"),
+    ],
 )
