@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from flexd.cli import entity as verbs
-from flexd.cli.command import FORMAT, Command, Group, Option, Positional
+from flexd.cli.command import ALL_PROJECTS, FORMAT, Command, Group, Option, Positional
 from flexd.cli.context import only_remote
 from flexd.cli.create import nic_of_network
 from flexd.cli.errors import CliError
