@@ -41,7 +41,7 @@ from flexd.instances.lifecycle import Lifecycle
 from flexd.instances.limiter import Limiter
 from flexd.instances.logs import Logs
 from flexd.instances.metadata import Metadata, MetadataDocuments
-from flexd.instances.migration.lxd import LxdReceiver, LxdSender
+from flexd.instances.migration.rsync import Rsync
 from flexd.instances.migration.sink import MigrationSink
 from flexd.instances.migration.source import MigrationSource
 from flexd.instances.name_files import NameFiles
@@ -260,6 +260,7 @@ class Daemon(Foundation):
 
     def _compose_migration(self, locks: Locks, resolver: Resolver, stills: Stills) -> MigrationSink:
         """Copies and moves from and to other servers."""
+        rsync = Rsync(self._host, self.directory / "images" / ".stage")
         self.migration_source = MigrationSource(
             host=self._host,
             registry=self.registry,
@@ -267,7 +268,7 @@ class Daemon(Foundation):
             metadata=self.metadata_documents,
             stills=stills,
             operations=self.operations,
-            lxd=LxdSender(),
+            lxd=rsync,
         )
         return MigrationSink(
             host=self._host,
@@ -281,7 +282,7 @@ class Daemon(Foundation):
             operations=self.operations,
             locks=locks,
             events=self.events,
-            lxd=LxdReceiver(),
+            lxd=rsync,
         )
 
     def _compose_edits(self, locks: Locks, actions: Actions, limiter: Limiter, resolver: Resolver) -> Edits:

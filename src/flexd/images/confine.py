@@ -54,6 +54,21 @@ exec chroot "$stage" setpriv --no-new-privs --inh-caps=-all \
     exit $status' -- "$@"
 """
 
+# As above, but what stands beside rootfs/ is kept in a directory of its own, and the program speaks to its peer by its
+# own stdin and stdout (rsync).
+_CONFINE_PEER = rf"""
+set -eu
+stage=$1; beside=$2; target=$3; shift 3
+{_ROOT}
+mkdir -p "$stage/image" "$stage/tmp"
+mount --bind "$beside" "$stage/image"
+mkdir -p "$stage/image/rootfs"
+mount --bind "$target" "$stage/image/rootfs"
+cd /
+exec chroot "$stage" setpriv --no-new-privs --inh-caps=-all \
+    --bounding-set=-all,+chown,+dac_override,+fowner,+fsetid,+setfcap -- "$@"
+"""
+
 # A tree to read at /tree/NAME and one file to write at /output; no capability but to read everything.
 _CONFINE_READER = rf"""
 set -eu
@@ -105,6 +120,7 @@ exec chroot "$stage" setpriv --no-new-privs --inh-caps=-all \
     exit $status' -- "$@"
 """
 
+IMAGE = "/image"
 TARGET = "/image/rootfs"
 """Where a confined program sees the target."""
 FILE = "/file"
@@ -128,6 +144,11 @@ def confined(argv: Sequence[str], *, stage: Path, target: Path | None = None, fi
     may use it at once, for each mounts in a namespace of its own. Needs root."""
     names = [str(stage), str(target or ""), str(file or "")]
     return [*_NAMESPACES, "sh", "-c", _CONFINE, "sh", *names, *argv]
+
+
+def peering(argv: Sequence[str], *, stage: Path, beside: Path, target: Path) -> list[str]:
+    """A program that writes what another host sends: below `IMAGE`, which is `beside` with `target` at rootfs/."""
+    return [*_NAMESPACES, "sh", "-c", _CONFINE_PEER, "sh", str(stage), str(beside), str(target), *argv]
 
 
 def reading(argv: Sequence[str], *, stage: Path, tree: Path, name: str, output: Path | None = None) -> list[str]:

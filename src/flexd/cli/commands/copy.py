@@ -69,7 +69,7 @@ COMMAND = Command(
         Option("-e", "--ephemeral", action="store_true", help="Delete the copy when it stops"),
         Option("--refresh", action="store_true", help="Update a copy made before"),
     ],
-    details="To another server, too: what both have already (the image; with --refresh, what has not changed) is not sent.",
+    details="To another server, too; what is there already (the image, what a --refresh finds unchanged) is not sent.",
     examples=[
         ("flexc copy web web2", "With all its data"),
         ("flexc copy web/before web3", "A snapshot"),

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from flexd.api.errors import BadRequest, Conflict
-from flexd.api.idmap import IdMap
+from flexd.api.idmap import IdMap, IdMapEntry
 from flexd.api.instance import InstancesPost
 from flexd.host.contract import Host
 from flexd.images.contract import ImageRecord
@@ -25,11 +25,11 @@ from flexd.instances.firstboot import APPLY_TEMPLATE, INSTANCE_ID
 from flexd.instances.lifecycle import Lifecycle
 from flexd.instances.metadata import MetadataDocuments
 from flexd.instances.migration.link import Far
-from flexd.instances.migration.lxd import LxdReceiver
 from flexd.instances.migration.messages import BadMessage, Header
 from flexd.instances.migration.meter import Meter
 from flexd.instances.migration.offer import RSYNC_FEATURES, Answer, Offer, Phase, compare, read_offer, take_over
 from flexd.instances.migration.peer import Peer
+from flexd.instances.migration.rsync import Rsync
 from flexd.instances.migration.source import awaited, ending
 from flexd.instances.migration.trees import receive_tree, send_listing
 from flexd.instances.record import Config, Expanded, InstanceRecord, SnapshotRecord
@@ -78,7 +78,7 @@ class MigrationSink:
         operations: Operations,
         locks: Locks,
         events: Events,
-        lxd: LxdReceiver,
+        lxd: Rsync,
     ) -> None:
         self._host = host
         self._registry = registry
@@ -96,6 +96,7 @@ class MigrationSink:
         self._phases: dict[str, Callable[[Arrival], Awaitable[None]]] = {"files": self._files}
         journal.register("migration.receive", self._receive, self._unreceive)
         journal.register("migration.refresh", self._receive)
+        journal.register("migration.snapshots", self._record_snapshots)
 
     def on_phase(self, what: str, handler: Callable[[Arrival], Awaitable[None]]) -> None:
         """What to do when the source announces this (`offer.Phase`)."""
@@ -235,7 +236,7 @@ class MigrationSink:
         for name in arrival.surplus:
             await self._drop_snapshot(arrival.record, ref, name)
         if arrival.offer is None:
-            await self._lxd.receive(arrival, ref, progress, self._note)
+            await self._receive_from_lxd(arrival, ref)
             return
         if arrival.image is not None:
             await self._create_from(arrival.image, arrival, ref, progress)
@@ -248,6 +249,35 @@ class MigrationSink:
             if handler is None:
                 raise BadMessage(f'the phase "{phase.what}" is not known')
             await handler(arrival)
+
+    async def _receive_from_lxd(self, arrival: Arrival, ref: VolumeRef) -> None:
+        """By rsync, ids as LXD has them on its disk; what it kept of its image comes with its files."""
+        idmap = _disk_idmap(arrival.header)
+        rsync = self._lxd.session(arrival.peer, arrival.header.rsync or [], idmap, arrival.meter)
+        async with rsync:
+            for number, snapshot in enumerate([*arrival.snapshots, None]):
+                name = snapshot.name if snapshot is not None else ""
+                if number == 0 and not arrival.refresh:
+                    fill = rsync.filler(name)
+                    await self._pools.create_from_tree(ref, arrival.record.project, fill, size_bytes=arrival.size_bytes)
+                else:
+                    async with self._root(ref, IdMap()) as root:
+                        await rsync.filler(name)(root)
+                if snapshot is not None:
+                    await self._note(arrival, ref, snapshot)
+            kept = await rsync.kept()
+        if kept is not None and not arrival.refresh:
+            await self._adopt(arrival, await self._metadata.keep(kept))
+
+    async def _adopt(self, arrival: Arrival, metadata: str) -> None:
+        """What it kept of its image is known only now."""
+        found = self._registry.instances.get(arrival.record.project, arrival.record.name)
+        if found is not None:
+            changed = msgspec.structs.replace(found.value, metadata=metadata)
+            await self._registry.instances.update(found.path, changed, found.revision)
+        arrival.record = msgspec.structs.replace(arrival.record, metadata=metadata)
+        for snapshot in arrival.snapshots:
+            snapshot.instance.metadata = metadata
 
     async def _files(self, arrival: Arrival) -> None:
         """Another pass: what has changed at the source since the last one."""
@@ -304,6 +334,11 @@ class MigrationSink:
         await self._pools.delete_snapshot(ref, name)
         await self._registry.snapshots.delete((record.project, record.name, name))
 
+    async def _record_snapshots(self, args: Args, _progress: Progress) -> None:
+        arrival, snapshots = self._arrivals[args["arrival"]], self._registry.snapshots
+        where = (arrival.record.project, arrival.record.name)
+        await snapshots.txn([snapshots.put((*where, each.name), each) for each in arrival.snapshots])
+
     async def _unreceive(self, args: Args) -> None:
         await self._pools.delete_volume(VolumeRef(args["pool"], "container", args["volume"]))
 
@@ -319,15 +354,21 @@ def _plan(arrival: Arrival, token: str) -> Plan:
     receive = {**where, "pool": record.pool, "volume": record.storage_name, "arrival": token}
     if arrival.refresh:
         return Plan(f'refresh instance "{record.name}"', (Step("migration.refresh", receive),))
-    documents = [msgspec.json.encode(each).decode() for each in arrival.snapshots]
     return Plan(
         f'receive instance "{record.name}"',
         (
             Step("instances.record", {**where, "document": msgspec.json.encode(record).decode()}),
             Step("migration.receive", receive),
-            Step("copies.snapshots", {**where, "documents": documents}),
+            Step("migration.snapshots", {**where, "arrival": token}),
         ),
     )
+
+
+def _disk_idmap(header: Header) -> IdMap:
+    """The ids that files of an LXD have on its disk."""
+    kinds = {(True, True): "b", (True, False): "u", (False, True): "g"}
+    rows = [row for row in header.idmap if row.is_uid or row.is_gid]
+    return IdMap(tuple(IdMapEntry(kinds[row.is_uid, row.is_gid], row.inside, row.outside, row.count) for row in rows))
 
 
 def _wanted(post: InstancesPost, metadata: str = "") -> Wanted:

@@ -22,10 +22,10 @@ from flexd.host.contract import Host
 from flexd.instances.lifecycle import Lifecycle
 from flexd.instances.metadata import MetadataDocuments
 from flexd.instances.migration.link import Far
-from flexd.instances.migration.lxd import LxdSender
 from flexd.instances.migration.meter import Meter
 from flexd.instances.migration.offer import Dates, Offer, Phase, make_offer, read_answer
 from flexd.instances.migration.peer import MigrationFailed, Peer
+from flexd.instances.migration.rsync import Folder, Rsync
 from flexd.instances.migration.trees import receive_listing, send_tree
 from flexd.instances.record import InstanceRecord, SnapshotRecord
 from flexd.instances.registry import Registry
@@ -56,7 +56,7 @@ class MigrationSource:
         metadata: MetadataDocuments,
         stills: Stills,
         operations: Operations,
-        lxd: LxdSender,
+        lxd: Rsync,
     ) -> None:
         self._host = host
         self._registry = registry
@@ -94,13 +94,20 @@ class MigrationSource:
             meter = Meter(operation.progress)
             ours = read_answer(answer)
             if ours is None:
-                await peer.during(self._lxd.send(still, wanted, answer, peer, meter))
+                await peer.during(self._lxd.send(self._folders(still, wanted), peer, answer.rsync or [], meter))
             else:
                 trees = [(each.name, tree) for each, tree in still.snapshots if each.name in wanted]
                 assert still.tree is not None
                 await peer.during(send_moments(self._host, [*trees, ("", still.tree)], peer, meter, ours.listing))
                 await peer.tell(Phase("done"))
         await peer.expect_success()
+
+    def _folders(self, still: Still, wanted: Sequence[str]) -> list[Folder]:
+        """As an LXD has them on its disk: the root beside what was kept of the image."""
+        moments = [(each.name, each.instance, tree) for each, tree in still.snapshots if each.name in wanted]
+        assert still.tree is not None
+        moments.append(("", still.record, still.tree))
+        return [Folder(name, tree, self._metadata.of(record)) for name, record, tree in moments]
 
     def _still(self, wish: Wish) -> contextlib.AbstractAsyncContextManager[Still]:
         if wish.snapshot:

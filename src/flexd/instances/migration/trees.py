@@ -67,10 +67,10 @@ async def receive_tree(host: Host, tree: Path, idmap: IdMap, channel: Channel, c
     reading, writing = make_pipe()
     try:
         program = _program("tree_receive", str(tree), str(reading))
-        async with _running(host, program, f"writing {tree}", stdin=_map_lines(idmap), pass_fds=(reading,)) as child:
+        async with running(host, program, f"writing {tree}", stdin=_map_lines(idmap), pass_fds=(reading,)) as child:
             os.close(reading)
             reading = -1
-            await _drain(channel, writing, count)
+            await drain(channel, writing, count)
             os.close(writing)
             writing = -1
             await child.wait()
@@ -114,7 +114,7 @@ async def _from_program(
 ) -> None:
     reading, writing = make_pipe()
     try:
-        async with _running(host, argv, what, stdin=stdin, stdout=writing) as child:
+        async with running(host, argv, what, stdin=stdin, stdout=writing) as child:
             os.close(writing)
             writing = -1
             await fill(channel, reading, count)
@@ -138,7 +138,7 @@ async def fill(channel: Channel, fd: int, count: Count) -> None:
         raise PeerGone from error
 
 
-async def _drain(channel: Channel, fd: int, count: Count) -> None:
+async def drain(channel: Channel, fd: int, count: Count) -> None:
     """Write what arrives into a pipe; who reads it and ends says why itself."""
     _widen(fd)
     os.set_blocking(fd, False)
@@ -155,22 +155,29 @@ def _widen(fd: int) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _running(
+async def running(
     host: Host,
     argv: Sequence[str],
     what: str,
     *,
     stdin: str = "",
+    given: int | None = None,
     stdout: int | None = None,
     pass_fds: Sequence[int] = (),
+    forgiven: Callable[[int, str], bool] = lambda _status, _said: False,
 ) -> AsyncIterator[Spawned]:
-    """A program for the time of the block, which waits for its end; it fails with what the program said."""
+    """A program for the time of the block, which waits for its end; it fails with what the program said, unless its
+    status and words are `forgiven`. Input is a text, or a descriptor."""
     messages = await asyncio.to_thread(tempfile.TemporaryFile)
-    given = await asyncio.to_thread(_filled, stdin)
+    text = await asyncio.to_thread(_filled, stdin)
     child: Spawned | None = None
     try:
         child = await host.processes.spawn(
-            argv, stdin=given.fileno(), stdout=stdout, stderr=messages.fileno(), pass_fds=pass_fds
+            argv,
+            stdin=text.fileno() if given is None else given,
+            stdout=stdout,
+            stderr=messages.fileno(),
+            pass_fds=pass_fds,
         )
         yield child
     finally:
@@ -178,11 +185,12 @@ async def _running(
             child.kill()
             await child.wait()
         said = await asyncio.to_thread(_tail, messages)
-        given.close()
+        text.close()
         messages.close()
         # One that was killed by us was in the middle of it: another failure is under way.
-        if child is not None and child.returncode and child.returncode > 0:
-            raise StreamFailed(what, said or f"exited with status {child.returncode}")
+        status = child.returncode if child is not None else None
+        if status and status > 0 and not forgiven(status, said):
+            raise StreamFailed(what, said or f"exited with status {status}")
 
 
 def _filled(text: str) -> IO[bytes]:
