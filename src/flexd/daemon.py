@@ -44,6 +44,7 @@ from flexd.instances.metadata import Metadata, MetadataDocuments
 from flexd.instances.migration.rsync import Rsync
 from flexd.instances.migration.sink import MigrationSink
 from flexd.instances.migration.source import MigrationSource
+from flexd.instances.migration.volumes import VolumeMigration
 from flexd.instances.name_files import NameFiles
 from flexd.instances.ports import PortList
 from flexd.instances.profiles import Profiles
@@ -270,6 +271,15 @@ class Daemon(Foundation):
             operations=self.operations,
             lxd=rsync,
         )
+        self.volume_migration = VolumeMigration(
+            host=self._host,
+            volumes=self.volumes,
+            pools=self.pools,
+            journal=self.journal,
+            operations=self.operations,
+            locks=locks,
+            rsync=rsync,
+        )
         return MigrationSink(
             host=self._host,
             registry=self.registry,
@@ -278,6 +288,7 @@ class Daemon(Foundation):
             pools=self.pools,
             images=self.images,
             metadata=self.metadata_documents,
+            projects=self.projects,
             journal=self.journal,
             operations=self.operations,
             locks=locks,
@@ -431,6 +442,7 @@ class Daemon(Foundation):
             volume_import=self.volume_import,
             rebuild=self.rebuild,
             migration_source=self.migration_source,
+            volume_migration=self.volume_migration,
             publishing=self.publishing,
             profiles=self.profiles,
             warnings=self.warnings,

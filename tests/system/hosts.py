@@ -98,6 +98,15 @@ class Host(Machine):
         config = {"size": "4GiB"} if driver == "btrfs" else {}
         self.call("POST", "/1.0/storage-pools", {"name": name, "driver": driver, "config": config})
 
+    def purge(self) -> None:
+        """Volumes first: a pool that holds some is in use."""
+        self.clear()
+        for pool in self.get("/1.0/storage-pools") if self.daemon == "flexd" else ():
+            for volume in self.get(f"{pool}/volumes/custom?recursion=1"):
+                if "/" not in volume["name"]:
+                    self.call("DELETE", f"{pool}/volumes/custom/{volume['name']}")
+        super().purge()
+
     def instances(self) -> dict[str, str]:
         """Names and states."""
         return {each["name"]: each["status"] for each in self.get("/1.0/instances?recursion=1")}

@@ -7,7 +7,7 @@ import os
 
 from flexd.cli.command import Command, Option, Positional
 from flexd.cli.download import download
-from flexd.cli.errors import CliError, UsageError
+from flexd.cli.errors import UsageError
 from flexd.cli.upload import upload_file
 from flexd.cli.volume_name import VOLUME, split_volume, volume_path
 from flexd.client.client import path_of
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from flexd.cli.command import Arguments
     from flexd.cli.context import Context
+    from flexd.client.client import Client
 
 
 def _split(context: Context, word: str) -> tuple[str, str, str]:
@@ -32,9 +33,11 @@ def _split(context: Context, word: str) -> tuple[str, str, str]:
 def _copy(context: Context, args: Arguments) -> None:
     remote, pool, volume = _split(context, args.source)
     new_remote, new_pool, new_volume = _split(context, args.target_volume)
-    if new_remote != remote:
-        raise CliError("Volumes can be copied within one server only. Move them with: storage volume export, import")
     client = context.client(remote)
+    if new_remote != remote:
+        _send(context, args, client, pool, volume)
+        context.say("Storage volume copied successfully!")
+        return
     source = {"type": "copy", "name": volume, "pool": pool, "volume_only": args.volume_only, "refresh": args.refresh}
     found = client.get(volume_path(pool, *split_volume(volume)))
     body: dict[str, Any] = {
@@ -51,12 +54,43 @@ def _copy(context: Context, args: Arguments) -> None:
     context.say("Storage volume copied successfully!")
 
 
+def _send(context: Context, args: Arguments, client: Client, pool: str, volume: str) -> None:
+    """Copy to another server."""
+    from flexd.client.migration import Migration
+
+    if "/" in volume:
+        raise UsageError(f'"{volume}" is a snapshot: make a volume of it here first, with storage volume copy')
+    new_remote, new_pool, new_volume = _split(context, args.target_volume)
+    path = volume_path(pool, *split_volume(volume))
+    found = client.get(path)
+    body: dict[str, Any] = {
+        "name": new_volume,
+        "type": "custom",
+        "config": {key: value for key, value in found["config"].items() if not key.startswith("volatile.")},
+        "description": found["description"],
+        "content_type": found["content_type"],
+        "source": {"name": volume, "volume_only": args.volume_only, "refresh": args.refresh},
+    }
+    ask = {"name": volume, "migration": True, "volume_only": args.volume_only}
+    query = {"project": args.target_project} if args.target_project else None
+
+    def wait(server: Client, operation: str) -> Any:
+        return context.wait(server, operation, f"Sending {volume}")
+
+    migration = Migration(client, path, context.client(new_remote), wait)
+    migration.run(args.mode, ask, path_of("storage-pools", new_pool, "volumes", "custom"), body, query)
+
+
 def _move(context: Context, args: Arguments) -> None:
     remote, pool, volume = _split(context, args.source)
     new_remote, new_pool, new_volume = _split(context, args.target_volume)
-    if new_remote != remote:
-        raise CliError("Volumes can be moved within one server only. Move them with: storage volume export, import")
     client = context.client(remote)
+    if new_remote != remote:
+        args.volume_only = args.refresh = False
+        _send(context, args, client, pool, volume)
+        context.perform(client, "DELETE", volume_path(pool, *split_volume(volume)))
+        context.say("Storage volume moved successfully!")
+        return
     body = {"name": new_volume, "pool": new_pool, **({"project": args.target_project} if args.target_project else {})}
     context.perform(client, "POST", volume_path(pool, *split_volume(volume)), body, label=f"Moving {volume}")
     context.say("Storage volume moved successfully!")
@@ -138,7 +172,7 @@ TRANSFER_COMMANDS = (
         "[<remote>:]<pool> <backup file> [<volume name>]",
         [Positional("pool", completes="pool"), Positional("file", completes="file"), Positional("name", "?")],
     ),
-    Command("move", "Move a volume between pools", _move, _PAIR, _TWO, [_MODE, _PROJECT]),
+    Command("move", "Move a volume to another pool or server", _move, _PAIR, _TWO, [_MODE, _PROJECT]),
     VOLUME.command("restore", "Restore a snapshot of a volume", _restore, "<snapshot>", [Positional("snapshot")]),
     VOLUME.command(
         "snapshot",

@@ -58,12 +58,12 @@ exec chroot "$stage" setpriv --no-new-privs --inh-caps=-all \
 # own stdin and stdout (rsync).
 _CONFINE_PEER = rf"""
 set -eu
-stage=$1; beside=$2; target=$3; shift 3
+stage=$1; beside=$2; target=$3; root=$4; shift 4
 {_ROOT}
 mkdir -p "$stage/image" "$stage/tmp"
 mount --bind "$beside" "$stage/image"
-mkdir -p "$stage/image/rootfs"
-mount --bind "$target" "$stage/image/rootfs"
+mkdir -p "$stage/image/$root"
+mount --bind "$target" "$stage/image/$root"
 cd /
 exec chroot "$stage" setpriv --no-new-privs --inh-caps=-all \
     --bounding-set=-all,+chown,+dac_override,+fowner,+fsetid,+setfcap -- "$@"
@@ -146,9 +146,10 @@ def confined(argv: Sequence[str], *, stage: Path, target: Path | None = None, fi
     return [*_NAMESPACES, "sh", "-c", _CONFINE, "sh", *names, *argv]
 
 
-def peering(argv: Sequence[str], *, stage: Path, beside: Path, target: Path) -> list[str]:
-    """A program that writes what another host sends: below `IMAGE`, which is `beside` with `target` at rootfs/."""
-    return [*_NAMESPACES, "sh", "-c", _CONFINE_PEER, "sh", str(stage), str(beside), str(target), *argv]
+def peering(argv: Sequence[str], *, stage: Path, beside: Path, target: Path, root: str = "rootfs") -> list[str]:
+    """A program that writes what another host sends: below `IMAGE`, which is `beside` with `target` at `root` (empty:
+    which is `target`)."""
+    return [*_NAMESPACES, "sh", "-c", _CONFINE_PEER, "sh", str(stage), str(beside), str(target), root, *argv]
 
 
 def reading(argv: Sequence[str], *, stage: Path, tree: Path, name: str, output: Path | None = None) -> list[str]:

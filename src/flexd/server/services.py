@@ -19,6 +19,7 @@ from flexd.instances.lifecycle import Lifecycle
 from flexd.instances.logs import Logs
 from flexd.instances.metadata import Metadata
 from flexd.instances.migration.source import MigrationSource
+from flexd.instances.migration.volumes import VolumeMigration
 from flexd.instances.ports import PortList
 from flexd.instances.profiles import Profiles
 from flexd.instances.publish import Publishing
@@ -65,6 +66,7 @@ class Services:
     metadata: Metadata
     rebuild: Rebuild
     migration_source: MigrationSource
+    volume_migration: VolumeMigration
     publishing: Publishing
     profiles: Profiles
     snapshots: Snapshots

@@ -8,6 +8,7 @@ import weakref
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from flexd.api.errors import BadRequest
+from flexd.host.keepalive import keep_alive
 
 # Frames of 32-128 KiB cost the least CPU (measured with aiohttp: 0.23 s/GiB; 0.54 with 1 MiB).
 _MAX_FRAME_BYTES = 128 * 1024
@@ -48,6 +49,7 @@ class WebSocketChannel:
 
     async def open(self) -> None:
         await self.response.prepare(self._request)
+        keep_alive(self._request.get_extra_info("socket"))
         self._sockets.add(self.response)
         self._opened.set()
 

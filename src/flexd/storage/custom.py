@@ -97,10 +97,8 @@ def _check_source(post: StorageVolumesPost) -> None:
         check_snapshot_name(snapshot)
 
 
-def check_move(name: str, post: StorageVolumePost) -> None:
+def check_move(post: StorageVolumePost) -> None:
     check_volume_name(post.name)
-    if post.migration:
-        raise NotSupported(f'Failed moving storage volume "{name}": to another server it can be copied, not moved')
 
 
 def without_empty(config: Mapping[str, str]) -> dict[str, str]:

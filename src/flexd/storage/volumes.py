@@ -173,6 +173,11 @@ class Volumes:
             raise VolumeNotFound("Storage volume not found")
         return document
 
+    def find(self, record: VolumeRecord) -> VolumeRecord | None:
+        """The volume that has this one's place already."""
+        found = self._records.get(*path_of(record))
+        return None if found is None else found.value
+
     def custom(self, pool: str, kind: str, project: str, name: str, *, tried: str) -> Document[VolumeRecord]:
         document = self.document(pool, kind, project, name)
         if kind != "custom":
@@ -286,7 +291,7 @@ class Volumes:
 
     async def _refresh(self, old: VolumeRecord, new: VolumeRecord, snapshot: str | None, snapshots: list[str]) -> None:
         async with self._locks.hold_all([lock_of(old), lock_of(new)], "refresh"):
-            self._check_idle(new, "refreshing")
+            self.check_idle(new, "refreshing")
             step = Step("storage.refresh_volume", _copy_args(old, new, snapshot, snapshots))
             plan = Plan(f'refresh storage volume "{new.name}" from "{old.name}"', (step,), on_crash="finish")
             await self._journal.run(plan)
@@ -294,7 +299,7 @@ class Volumes:
 
     async def rename(self, pool: str, kind: str, project: str, name: str, post: StorageVolumePost) -> Operation | None:
         """At once within a pool and project; a move to others in an operation. Devices that attach it follow."""
-        check_move(name, post)
+        check_move(post)
         old = self.custom(pool, kind, project, name, tried="renaming").value
         new = msgspec.structs.replace(old, name=post.name, pool=post.pool or pool, project=post.project or project)
         self._pools.record(new.pool)
@@ -330,13 +335,13 @@ class Volumes:
     def _check_free(self, old: VolumeRecord, new: VolumeRecord) -> None:
         """Whether `old` may become `new`."""
         self.document(old.pool, old.kind, old.project, old.name)
-        self._check_idle(old, "renaming")
+        self.check_idle(old, "renaming")
         if old.project != new.project and self.used_by(old):
             raise BadRequest("The storage volume is still in use")
         if self._records.get(*path_of(new)) is not None:
             raise Conflict("Volume by that name already exists")
 
-    def _check_idle(self, record: VolumeRecord, tried: str) -> None:
+    def check_idle(self, record: VolumeRecord, tried: str) -> None:
         if self._running(record):
             what = f'Failed {tried} storage volume "{record.name}"'
             raise BadRequest(f"{what}: Volume is still in use by running instances")

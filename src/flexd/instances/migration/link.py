@@ -5,13 +5,13 @@ import asyncio
 import contextlib
 import hashlib
 import re
-import socket
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from flexd.api.errors import BadRequest
+from flexd.host.keepalive import keep_alive
 from flexd.instances.migration.peer import MigrationFailed, Peer
 
 if TYPE_CHECKING:
@@ -20,14 +20,6 @@ if TYPE_CHECKING:
 _OPERATION = re.compile(r"/1\.0/operations/[0-9a-f-]{36}")
 _CONNECT_S = 30.0
 _MAX_FRAME_BYTES = 128 * 1024
-# A link that is cut says nothing. These find out within 30 s (tcp(7)), also while data waits to be acknowledged.
-KEEPALIVE = (
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
-    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000),
-)
 
 
 class Far:
@@ -101,13 +93,6 @@ class FarChannel:
     @property
     def aborted(self) -> bool:
         return self._websocket.close_code in (None, 1006)
-
-
-def keep_alive(connection: Any) -> None:
-    """Notice a cut link; of a connection that is none of TCP (a unix socket's) there is nothing to notice."""
-    if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
-        for level, option, value in KEEPALIVE:
-            connection.setsockopt(level, option, value)
 
 
 def _fingerprint(certificate: str) -> bytes:

@@ -116,9 +116,9 @@ def describe(snapshot: SnapshotRecord) -> Snapshot:
         devices={name: dict(entry) for name, entry in past.devices.items()},
         architecture=_NUMBERS.get(past.architecture, 0),
         stateful=False,  # its memory stays here
-        created_at=_seconds(snapshot.created_at),
-        last_used_at=_seconds(past.last_used_at),
-        expires_at=_seconds(snapshot.expires_at),
+        created_at=seconds_of(snapshot.created_at),
+        last_used_at=seconds_of(past.last_used_at),
+        expires_at=seconds_of(snapshot.expires_at),
     )
 
 
@@ -138,11 +138,11 @@ def take_over(told: Snapshot, record: InstanceRecord, offer: Offer | None, kept:
         config=portable_config(told.config) | {"volatile.uuid": record.config["volatile.uuid"]},
         devices=devices,
         metadata=kept.get(told.name, record.metadata),
-        last_used_at=_moment(told.last_used_at),
+        last_used_at=when(told.last_used_at),
         attached={},
     )
-    created_at = dates.created_at if dates else _moment(told.created_at)
-    return SnapshotRecord(told.name, past, created_at, dates.expires_at if dates else _moment(told.expires_at))
+    created_at = dates.created_at if dates else when(told.created_at)
+    return SnapshotRecord(told.name, past, created_at, dates.expires_at if dates else when(told.expires_at))
 
 
 class Difference(Struct, frozen=True):
@@ -154,16 +154,16 @@ class Difference(Struct, frozen=True):
 
 def compare(theirs: Sequence[SnapshotRecord], ours: Sequence[SnapshotRecord]) -> Difference:
     """As LXD: a snapshot of the same name and second is the same one."""
-    known = {snapshot.name: _seconds(snapshot.created_at) for snapshot in ours}
-    wanted = {snapshot.name: _seconds(snapshot.created_at) for snapshot in theirs}
+    known = {snapshot.name: seconds_of(snapshot.created_at) for snapshot in ours}
+    wanted = {snapshot.name: seconds_of(snapshot.created_at) for snapshot in theirs}
     missing = [name for name, second in wanted.items() if known.get(name) != second]
     return Difference(missing, [name for name, second in known.items() if wanted.get(name) != second])
 
 
-def _seconds(moment: datetime) -> int:
+def seconds_of(moment: datetime) -> int:
     """Go's zero time is far below zero; LXD sends it so, and takes it as "never"."""
     return int((moment - _EPOCH).total_seconds())
 
 
-def _moment(seconds: int) -> datetime:
+def when(seconds: int) -> datetime:
     return datetime.fromtimestamp(seconds, UTC) if seconds > 0 else ZERO_TIME

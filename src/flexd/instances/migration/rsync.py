@@ -45,11 +45,13 @@ _REFUSED_NODE = re.compile(r"^rsync: .*mknod .* failed: Operation not permitted 
 
 
 class Folder(Struct, frozen=True):
-    """One moment of an instance; the empty name is the instance itself."""
+    """One moment of an instance; the empty name is the instance itself. `root`: where in the folder its files are;
+    empty: they are the folder (a custom volume)."""
 
     name: str
     tree: Path
     kept: MetadataRecord | None
+    root: str = "rootfs"
 
 
 class Rsync:
@@ -58,8 +60,10 @@ class Rsync:
     def __init__(self, host: Host, stage: Path) -> None:
         self._host, self._stage = host, stage
 
-    def session(self, peer: Peer, features: Sequence[str], idmap: IdMap, meter: Meter) -> "Receiving":
-        return Receiving(self._host, self._stage, peer, features, idmap, meter)
+    def session(
+        self, peer: Peer, features: Sequence[str], idmap: IdMap, meter: Meter, root: str = "rootfs"
+    ) -> "Receiving":
+        return Receiving(self._host, self._stage, peer, features, idmap, meter, root)
 
     async def send(self, folders: Sequence[Folder], peer: Peer, features: Sequence[str], meter: Meter) -> None:
         """`features`: what the target said that it can."""
@@ -73,12 +77,12 @@ class Rsync:
     async def _laid_out(self, folder: Folder) -> AsyncIterator[Path]:
         path = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="flexd-migration-"))
         try:
-            await asyncio.to_thread(_lay_out, path, folder.kept)
-            await self._host.mounts.bind(folder.tree, path / "rootfs", readonly=True)
+            await asyncio.to_thread(_lay_out, path, folder)
+            await self._host.mounts.bind(folder.tree, path / folder.root, readonly=True)
             try:
                 yield path
             finally:
-                await self._host.mounts.unmount(path / "rootfs", detach=True)
+                await self._host.mounts.unmount(path / folder.root, detach=True)
         finally:
             await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
 
@@ -109,9 +113,9 @@ class Receiving:
     """The streams of one migration, in order; `async with`."""
 
     def __init__(
-        self, host: Host, stage: Path, peer: Peer, features: Sequence[str], idmap: IdMap, meter: Meter
+        self, host: Host, stage: Path, peer: Peer, features: Sequence[str], idmap: IdMap, meter: Meter, root: str
     ) -> None:
-        self._host, self._stage, self._peer = host, stage, peer
+        self._host, self._stage, self._peer, self._root = host, stage, peer, root
         self._features, self._idmap, self._meter = features, idmap, meter
         self._beside = Path()
 
@@ -135,7 +139,7 @@ class Receiving:
     async def _receive(self, target: Path, count: Count) -> None:
         argv = ["rsync", "--server", "-vlogDtpre.iLsfx", "--numeric-ids", "--devices", "--partial", "--sparse"]
         argv += [*_feature_options(self._features), ".", f"{IMAGE}/"]
-        confined = peering(argv, stage=self._stage, beside=self._beside, target=target)
+        confined = peering(argv, stage=self._stage, beside=self._beside, target=target, root=self._root)
         incoming, feeding = make_pipe()
         draining, outgoing = make_pipe()
         left = {incoming, feeding, draining, outgoing}
@@ -183,9 +187,10 @@ def _only_nodes(status: int, said: str) -> bool:
     return status == _PARTIAL and all(_REFUSED_NODE.match(line) for line in lines)
 
 
-def _lay_out(path: Path, kept: MetadataRecord | None) -> None:
+def _lay_out(path: Path, folder: Folder) -> None:
     path.chmod(0o100)
-    (path / "rootfs").mkdir()
+    (path / folder.root).mkdir(exist_ok=True)
+    kept = folder.kept
     if kept is None:
         return
     (path / "metadata.yaml").write_bytes(render_metadata(kept.metadata))

@@ -40,6 +40,7 @@ from flexd.operations.events import Events
 from flexd.operations.journal import Journal
 from flexd.operations.locks import Locks
 from flexd.operations.operations import Operation, Operations
+from flexd.projects.projects import Projects
 from flexd.storage.contract import VolumeRef
 from flexd.storage.pools import Pools
 from flexd.store.contract import RevisionConflict
@@ -74,6 +75,7 @@ class MigrationSink:
         pools: Pools,
         images: Images,
         metadata: MetadataDocuments,
+        projects: Projects,
         journal: Journal,
         operations: Operations,
         locks: Locks,
@@ -87,6 +89,7 @@ class MigrationSink:
         self._pools = pools
         self._images = images
         self._metadata = metadata
+        self._projects = projects
         self._journal = journal
         self._operations = operations
         self._locks = locks
@@ -207,7 +210,7 @@ class MigrationSink:
 
     def _image(self, project: str, fingerprint: str) -> ImageRecord | None:
         """The image that it was made from, if this project has it: only what differs is then sent."""
-        return self._images.known(project, fingerprint) if fingerprint else None
+        return self._images.known(self._projects.owner(project, "images"), fingerprint) if fingerprint else None
 
     def _answer(self, arrival: Arrival) -> Header:
         """In LXD's words: which snapshots are to come; in ours: whether a listing comes first."""

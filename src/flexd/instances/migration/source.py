@@ -18,6 +18,7 @@ from msgspec import Struct
 from flexd.api.errors import BadRequest
 from flexd.api.instance import InstancePost
 from flexd.api.instance_snapshot import InstancePostTarget, InstanceSnapshotPost
+from flexd.api.storage_volume import StorageVolumePostTarget
 from flexd.host.contract import Host
 from flexd.instances.lifecycle import Lifecycle
 from flexd.instances.metadata import MetadataDocuments
@@ -31,6 +32,8 @@ from flexd.instances.record import InstanceRecord, SnapshotRecord
 from flexd.instances.registry import Registry
 from flexd.instances.stills import Still, Stills
 from flexd.operations.operations import Operation, Operations
+
+Target = InstancePostTarget | StorageVolumePostTarget | None
 
 # How long a client may take to connect the target, which first checks what it is asked for.
 _CONNECT_S = 60.0
@@ -126,7 +129,7 @@ class MigrationSource:
 
 
 def start_source(
-    operations: Operations, url: str, project: str, target: InstancePostTarget | None, send: Any, what: str = "instance"
+    operations: Operations, url: str, project: str, target: Target, send: Any, what: str = "instance"
 ) -> Operation:
     """The operation of a source, that waits for its channels or connects to the target's."""
     far = Far(target.operation, target.certificate, target.secrets) if target is not None else None

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`/1.0/storage-pools/POOL/volumes`."""
 
+from typing import Any
 from urllib.parse import quote
 
 import msgspec
@@ -56,7 +57,8 @@ async def create_volume(call: Call) -> web.Response:
     call.check_allowed(source)
     source = call.services.projects.owner(source, "storage.volumes")
     post = msgspec.structs.replace(post, source=msgspec.structs.replace(post.source, project=source))
-    operation = await call.services.volumes.create(call.param("pool"), call.owner("storage.volumes"), post)
+    service: Any = call.services.volume_migration if post.source.type == "migration" else call.services.volumes
+    operation = await service.create(call.param("pool"), call.owner("storage.volumes"), post)
     return responses.empty() if operation is None else responses.background(operation.render())
 
 
@@ -99,6 +101,9 @@ async def rename_volume(call: Call) -> web.Response:
         call.check_allowed(post.project)
         target = call.services.projects.owner(post.project, "storage.volumes")
         post = msgspec.structs.replace(post, project=target)
+    if post.migration:
+        sent = call.services.volume_migration.start(*volume_where(call), post)
+        return responses.background(sent.render())
     operation = await call.services.volumes.rename(*volume_where(call), post)
     if operation is not None:
         return responses.background(operation.render())
