@@ -6,9 +6,9 @@ import re
 import signal
 from pathlib import Path
 
-# systemd(1): SIGRTMIN+3 halts. busybox init and s6-linux-init: SIGUSR2 powers off. openrc-init: SIGINT reboots, which is
-# all that its first versions know; who was asked to stop and reboots is not started again. runit(8) looks at a file when
-# it gets SIGCONT, so it gets SIGPWR like sysvinit (init(8)) and upstart.
+# systemd(1): SIGRTMIN+3 halts. busybox init and s6-linux-init: SIGUSR2 powers off. openrc-init: SIGINT reboots, and is
+# all that its first versions know; who was asked to stop and reboots is not started again. runit(8) looks at a file
+# when it gets SIGCONT, so it gets SIGPWR like sysvinit (init(8)) and upstart.
 _BY_PROGRAM = {
     "systemd": signal.SIGRTMIN + 3,
     "busybox": signal.SIGUSR2,
