@@ -10,12 +10,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from tests.bench import observe, two_hosts
+from tests.bench import observe, storage, two_hosts
 from tests.bench.images import Image, build_debian, tiny_image, unpack
+from tests.bench.inside import InsideMeasurements
 from tests.bench.measure import Measurements, versions
 from tests.bench.peers import (
     ByHand,
@@ -30,7 +31,7 @@ from tests.bench.peers import (
 from tests.bench.place import Place
 from tests.bench.report import Report
 
-GROUPS = ("life", "exec", "files", "list", "scale", "many", "two")
+GROUPS = ("life", "exec", "files", "list", "scale", "many", "two", "storage", "plug", "transfer")
 _INOTIFY = Path("/proc/sys/fs/inotify/max_user_instances")
 _INOTIFY_NEEDED = 8192
 _MARK = "FLEXD_BENCH_UNSHARED"
@@ -68,6 +69,9 @@ def _parse() -> argparse.Namespace:
     peers = parser.add_mutually_exclusive_group()
     peers.add_argument("--peers", action="store_true", help="install Debian's lxd if it is not there")
     peers.add_argument("--alone", action="store_true", help="only flexd")
+    parser.add_argument(
+        "--sizes", nargs="+", choices=("300", "3000"), default=["300", "3000"], metavar="MB", help="of --only storage"
+    )
     parser.add_argument(
         "--image", nargs="+", type=Path, metavar="FILE", help="Debian image: unified, or metadata and root"
     )
@@ -144,8 +148,32 @@ def _measure(
     if wanted("two"):
         _say(f"an evacuation of {two_hosts.COUNT}")
         two_hosts.measure(report, peers[0].title, top / "two", 2)
+    _measure_devices_and_storage(arguments, report, peers, wanted)
     if wanted("list") or wanted("scale"):
         _lists(arguments, measurements, report, list(daemons.values()))
+
+
+def _measure_devices_and_storage(
+    arguments: argparse.Namespace,
+    report: Report,
+    peers: list[RestPeer],
+    wanted: Callable[[str], bool],
+) -> None:
+    if wanted("plug") or wanted("transfer"):
+        inside = InsideMeasurements(report, peers[0].server.place.directory.parent / "inside")
+        for peer in peers:
+            if wanted("plug"):
+                _say(f"devices of {peer.title}")
+                inside.plug(peer, 3 if arguments.quick else 10)
+            if wanted("transfer"):
+                _say(f"1 GiB in and out of {peer.title}")
+                inside.transfer(peer, 1 if arguments.quick else 3)
+    if wanted("storage"):
+        stored = storage.add_peers(peers)
+        more = storage.new_report(stored, report.facts)
+        report.more.append(more)
+        rounds = {"300": 1, "3000": 1} if arguments.quick else {"300": 5, "3000": 2}
+        storage.measure(more, stored, rounds, _say, arguments.sizes)
 
 
 def _lists(arguments: argparse.Namespace, measurements: Measurements, report: Report, daemons: list[RestPeer]) -> None:
@@ -155,6 +183,7 @@ def _lists(arguments: argparse.Namespace, measurements: Measurements, report: Re
     for peer in daemons:
         _say(f"{report.facts['list']} instances to list on {peer.title}")
         measurements.fill(peer, report.facts["list"])
+        measurements.idle(peer)
     if not arguments.only or "list" in arguments.only:
         _list_rounds(arguments, measurements, daemons, "list", "cli")
         for peer in daemons:

@@ -20,6 +20,7 @@ from tests.bench.report import Report
 _BLOB = 100 * 1024 * 1024
 _MB = 1e6
 _IDLE_S = 10.0
+_IDLE_LISTED_S = 30.0
 # What still goes on in a container after its boot (timers, journal) settles within seconds.
 _SETTLE_S = 5.0
 _AT_ONCE = 8
@@ -172,6 +173,14 @@ class Measurements:
     def fill_empty(self, peer: RestPeer, count: int) -> None:
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             list(pool.map(lambda number: peer.create_empty(f"{PREFIX}-s{number}"), range(count)))
+
+    def idle(self, peer: RestPeer) -> None:
+        """What the daemon costs while nobody asks it for anything."""
+        time.sleep(_SETTLE_S)
+        watched = observe.with_descendants(peer.server.pid)
+        before = observe.cpu_s(watched)
+        time.sleep(_IDLE_LISTED_S)
+        self._report.add("idle_listed", peer.title, (observe.cpu_s(watched) - before) * 1000)
 
     def lists(self, peer: RestPeer, times: int, key: str = "list") -> None:
         for recursion in (1, 2):

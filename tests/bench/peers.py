@@ -104,6 +104,12 @@ class RestPeer:
     def delete(self, name: str) -> None:
         self.api.call("DELETE", f"/1.0/instances/{name}")
 
+    def remove(self, name: str) -> None:
+        """Whatever state it is in."""
+        if self.api.get(f"/1.0/instances/{name}")["status"] != "Stopped":
+            self.stop(name, force=True)
+        self.delete(name)
+
     def pid(self, name: str) -> int:
         return int(self.api.get(f"/1.0/instances/{name}/state")["pid"])
 
@@ -133,10 +139,10 @@ def _wait_up(name: str, place: Place, process: "subprocess.Popen[bytes]", enviro
     return server
 
 
-def add_ext4(place: Place) -> str:
+def add_ext4(place: Place, name: str = "ext4") -> str:
     """A fresh ext4 in a file, mounted inside the place; the loop device goes with the mount."""
     # Not below LXD's own directory: it refuses that.
-    file, target = place.directory.parent / "ext4.img", place.directory.parent / "ext4"
+    file, target = place.directory.parent / f"{name}.img", place.directory.parent / name
     target.mkdir()
     subprocess.run(["truncate", "-s", _POOL_SIZE, str(file)], check=True)
     subprocess.run(["mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", str(file)], check=True)

@@ -52,6 +52,15 @@ ROWS = (
     Row("pss_fresh", "memory (PSS) of the daemon, fresh", "MB", target=62),
     Row("pss_many", "memory (PSS) of the daemon, {many} Debian running", "MB", target=80),
     Row("pss_listed", "memory (PSS) of the daemon, after the lists", "MB", target=80),
+    Row("plug_disk", "disk added to a running instance"),
+    Row("unplug_disk", "disk removed from a running instance"),
+    Row("plug_nic", "NIC added to a running instance"),
+    Row("unplug_nic", "NIC removed from a running instance"),
+    Row("push_large", "push of 1 GiB through /files", "s"),
+    Row("pull_large", "pull of 1 GiB through /files", "s"),
+    Row("sftp_put", "push of 1 GiB through sftp", "s"),
+    Row("sftp_get", "pull of 1 GiB through sftp", "s"),
+    Row("idle_listed", "CPU of the daemon in 30 s, {list} idle", "ms"),
     Row("pss_scale", "memory (PSS) of the daemon, after the lists of {scale}", "MB"),
 )
 
@@ -64,17 +73,25 @@ class Report:
     facts: dict[str, Any] = field(default_factory=dict)
     samples: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    known: tuple[Row, ...] = ROWS
+    # (column, compared with): by default each with the first.
+    pairs: list[tuple[str, str]] | None = None
+    # Tables with columns of their own, behind this one.
+    more: list["Report"] = field(default_factory=list)
 
     def add(self, key: str, column: str, *values: float) -> None:
         self.samples.setdefault(key, {}).setdefault(column, []).extend(values)
 
     def rows(self) -> Iterator[tuple[Row, str]]:
-        for row in ROWS:
+        for row in self.known:
             if row.key in self.samples:
                 yield row, row.title.format_map(self.facts)
 
     def write_json(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(self._builtins(), indent=1) + "\n")
+
+    def _builtins(self) -> dict[str, Any]:
         rows = {
             row.key: {
                 "title": title,
@@ -84,24 +101,30 @@ class Report:
             }
             for row, title in self.rows()
         }
-        found = {"facts": self.facts, "notes": self.notes, "columns": self.columns, "rows": rows}
-        path.write_text(json.dumps(found, indent=1) + "\n")
+        more = [report._builtins() for report in self.more]
+        return {"facts": self.facts, "notes": self.notes, "columns": self.columns, "rows": rows, "more": more}
 
     def cells(self) -> list[list[str]]:
         """Header and lines: title, a column each, ratios of the others to the first, the target."""
         first, *others = self.columns
-        compared = [column for column in others if column != "by hand"]
-        lines = [["", *self.columns, *(f"{column} / {first}" for column in compared), "target"]]
+        pairs = self.pairs
+        if pairs is None:
+            pairs = [(column, first) for column in others if column != "by hand"]
+        lines = [["", *self.columns, *(f"{column} / {ours}" for column, ours in pairs), "target"]]
         for row, title in self.rows():
             found = self.samples[row.key]
             line = [f"{title}, {row.unit}"]
             line += [_cell(found.get(column)) for column in self.columns]
-            line += [_ratio(found.get(column), found.get(first)) for column in compared]
+            line += [_ratio(found.get(column), found.get(ours)) for column, ours in pairs]
             line.append(f"{row.target:g}" if row.target is not None else "")
             lines.append(line)
         return lines
 
     def text(self) -> str:
+        tables = [report._table() for report in (self, *self.more) if report.samples]
+        return "\n\n".join([*tables, "\n".join(self.remarks())])
+
+    def _table(self) -> str:
         lines = self.cells()
         widths = [max(len(line[number]) for line in lines) for number in range(len(lines[0]))]
         pad = [
@@ -109,14 +132,17 @@ class Report:
                       enumerate(zip(line, widths, strict=True)))
             for line in lines
         ]  # fmt: skip
-        return "\n".join([*pad, "", *self.remarks()])
+        return "\n".join(pad)
 
     def markdown(self) -> str:
+        tables = "\n\n".join(report._markdown_table() for report in (self, *self.more) if report.samples)
+        remarks = "\n".join(f"* {remark}" for remark in self.remarks())
+        return f"{_PREFACE}\n{tables}\n\n{remarks}\n"
+
+    def _markdown_table(self) -> str:
         header, *lines = self.cells()
         rule = ["---"] + ["--:"] * (len(header) - 1)
-        table = "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *lines))
-        remarks = "\n".join(f"* {remark}" for remark in self.remarks())
-        return f"{_PREFACE}\n{table}\n\n{remarks}\n"
+        return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *lines))
 
     def remarks(self) -> list[str]:
         facts = self.facts

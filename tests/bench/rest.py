@@ -7,13 +7,14 @@ import json
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from websockets.sync.client import ClientConnection, unix_connect
 
-_TIMEOUT_S = 300.0
+# Of one answer: a copy of 3 GB on a busy machine takes minutes.
+_TIMEOUT_S = 1200.0
 
 
 class ApiError(Exception):
@@ -45,6 +46,15 @@ class Api:
         if answer.status >= 400:
             raise ApiError(f"{method} {path}: {answer.status} {data[:500].decode(errors='replace')}")
         return data
+
+    @contextlib.contextmanager
+    def reading(self, path: str) -> Iterator[http.client.HTTPResponse]:
+        """The answer to a GET, whose body the caller reads to its end."""
+        self._connection.request("GET", path)
+        answer = self._connection.getresponse()
+        if answer.status >= 400:
+            raise ApiError(f"GET {path}: {answer.status} {answer.read()[:500].decode(errors='replace')}")
+        yield answer
 
     def request(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
         """The envelope."""
