@@ -15,7 +15,9 @@ from msgspec import Struct
 
 from flexd.api.errors import FlexdError, NotFound
 
-PIECE_BYTES = 128 * 1024
+PIECE_BYTES = 512 * 1024
+# How much of a body is kept while a slow disk is written to.
+_HELD_BYTES = 4 << 20
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 
@@ -81,16 +83,31 @@ def _wanted_range(header: str | None, size_bytes: int) -> tuple[int, int]:
 
 
 async def receive_fd(request: web.Request, fd: int) -> int:
-    """Write the request's body to an open file; returns its length."""
-    total = 0
-    async for piece in request.content.iter_chunked(PIECE_BYTES):
-        await asyncio.to_thread(_write_all, fd, piece)
-        total += len(piece)
-    return total
+    """Write the request's body to an open file; returns its length. What comes in while a thread writes is written
+    next, so that neither waits for the other."""
+    total, pending, pending_bytes = 0, list[bytes](), 0
+    writing: asyncio.Future[None] | None = None
+    try:
+        async for piece in request.content.iter_any():
+            pending.append(piece)
+            pending_bytes += len(piece)
+            if pending_bytes >= PIECE_BYTES and (writing is None or writing.done() or pending_bytes >= _HELD_BYTES):
+                if writing is not None:
+                    await writing
+                writing = asyncio.ensure_future(asyncio.to_thread(_write_all, fd, pending))
+                total, pending, pending_bytes = total + pending_bytes, [], 0
+        if writing is not None:
+            await writing
+        await asyncio.to_thread(_write_all, fd, pending)
+        return total + pending_bytes
+    finally:
+        # The descriptor is closed by the caller, and its number may be another file's then.
+        if writing is not None and not writing.done():
+            await asyncio.wait([writing])
 
 
-def _write_all(fd: int, piece: bytes) -> None:
-    view = memoryview(piece)
+def _write_all(fd: int, pieces: list[bytes]) -> None:
+    view = memoryview(b"".join(pieces))
     while view:
         view = view[os.write(fd, view) :]
 

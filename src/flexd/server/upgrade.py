@@ -9,7 +9,7 @@ from aiohttp import web
 
 from flexd.api.errors import BadRequest, FlexdError
 
-_PIECE_BYTES = 64 * 1024
+_PIECE_BYTES = 256 * 1024
 
 
 class Taken(web.StreamResponse):
