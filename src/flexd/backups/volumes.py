@@ -161,7 +161,7 @@ class VolumeBackups:
         )
         async with self._still(volume, post) as (parts, total_bytes):
             tick = PackMeter(progress, "create_backup", "Backing up", total_bytes).tick
-            await self._packer.pack(parts, incoming, program, tick)
+            await self._packer.pack(parts, incoming, program, tick, hashed=False)
         await self._shelf.keep(_owner(volume), incoming, made, f'back up storage volume "{volume.name}"')
 
     @contextlib.asynccontextmanager

@@ -113,6 +113,12 @@ class Files(Protocol):
         """Copy with owners, modes, times, links, xattrs, ACLs, holes and device nodes; reflinks where there are any."""
         ...
 
+    async def copy_tree_from(self, source: Path, target: Path, *, spare: Path) -> None:
+        """The same, where a tree that is about to go is mostly equal: files that are as in `source` become the target's
+        by a link, and only the others are copied. Equal: to rsync(1), by size and times to the nanosecond. `spare` is
+        an absolute path."""
+        ...
+
     async def copy_attributes(self, source: Path, target: Path) -> None:
         """Give a directory another one's owner, mode, extended attributes (ACLs are some) and times."""
         ...

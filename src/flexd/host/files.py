@@ -17,6 +17,12 @@ from flexd.host.threads import Threads
 _MOUNTINFO = Path("/proc/self/mountinfo")
 
 
+# -W: both are local, so a file that differs is written whole instead of being read on both sides.
+# -1: times are compared to the nanosecond. To the second, which is rsync's own way, a file that changes twice within
+# one and keeps its size would look the same.
+_RSYNC = ("-aHAXSW", "--numeric-ids", "--modify-window=-1")
+
+
 class LinuxFiles:
     def __init__(self, threads: Threads, processes: Processes) -> None:
         self._threads = threads
@@ -35,14 +41,26 @@ class LinuxFiles:
         # Not --one-file-system: a nested subvolume of btrfs looks like another one, and mounts were looked for above.
         await self._processes.run(["cp", "-aT", "--reflink=auto", "--", str(source), str(target)])
 
+    async def copy_tree_from(self, source: Path, target: Path, *, spare: Path) -> None:
+        await self._threads.run(_prepare_copy, source, target)
+        if _joins_others(await self._linked(source), await self._linked(spare)):
+            await self.copy_tree(source, target)
+            return
+        options = [*_RSYNC, f"--link-dest={spare}"]
+        await self._processes.run(["rsync", *options, "--", f"{source}/", f"{target}/"])
+
+    async def _linked(self, path: Path) -> dict[bytes, bytes]:
+        """The inodes of the files in a tree that have several names, by these."""
+        argv = ["find", str(path), "-type", "f", "-links", "+1", "-printf", r"%i %P\0"]
+        found = await self._processes.run(argv)
+        pairs = (entry.partition(b" ") for entry in found.stdout.split(b"\0") if entry)
+        return {name: inode for inode, _, name in pairs}
+
     async def copy_attributes(self, source: Path, target: Path) -> None:
         await self._threads.run(_copy_attributes, source, target)
 
     async def refresh_tree(self, source: Path, target: Path, *, by_content: bool = False) -> None:
-        # -W: both are local, so a file that differs is written whole instead of being read on both sides.
-        # -1: times are compared to the nanosecond. To the second, which is rsync's own way, a file that changes twice
-        # within one and keeps its size would look the same.
-        options = ["-aHAXSW", "--numeric-ids", "--delete", "--modify-window=-1"]
+        options = [*_RSYNC, "--delete"]
         options += ["--checksum"] if by_content else []
         await self._processes.run(["rsync", *options, "--", f"{source}/", f"{target}/"])
 
@@ -64,6 +82,14 @@ class LinuxFiles:
 
     async def filesystem_type(self, path: Path) -> str:
         return await self._threads.run(_filesystem_type, path)
+
+
+def _joins_others(source: dict[bytes, bytes], spare: dict[bytes, bytes]) -> bool:
+    """Whether files that are one in `spare` may be several in `source`, which links to `spare` would make one."""
+    seen: dict[bytes, bytes] = {}
+    return any(
+        seen.setdefault(inode, source.get(name, name)) != source.get(name, name) for name, inode in spare.items()
+    )
 
 
 def _copy_attributes(source: Path, target: Path) -> None:

@@ -22,7 +22,7 @@ from flexd.api.errors import FlexdError
 from flexd.host.contract import Host, Spawned
 from flexd.images.compress import Compressor
 from flexd.images.confine import OUTPUT, TREE, powerless, reading
-from flexd.images.programs import Finished, Outcome, read_chain, read_messages, run_chain
+from flexd.images.programs import Finished, Outcome, read_chain, read_messages, run_chain, wide_pipe
 
 _BLOCK = 512
 # Of GNU tar, for what somebody wrote to meanwhile (where a view is not of one moment); the archive is whole.
@@ -30,6 +30,7 @@ _TAR_DIFFERS = 1
 _CHANGED = (": file changed as we read it", ": File removed before we read it")
 _PIECE_BYTES = 1 << 20
 _END = bytes(2 * _BLOCK)
+_WRITEBACK_BYTES = 16 << 20
 # Fast, and small enough: what an image store keeps and a pool unpacks (as build.py's).
 _SQUASHFS = ("-comp", "zstd", "-Xcompression-level", "9", "-noappend", "-no-exports", "-no-progress", "-no-recovery")
 
@@ -93,10 +94,12 @@ class Packer:
     def __init__(self, host: Host, stage: Path) -> None:
         self._host, self._stage = host, stage
 
-    async def pack(self, parts: Sequence[Part], target: Path, compressor: Compressor, tick: Tick) -> Packed:
-        """Write a new file; on failure it is gone."""
+    async def pack(
+        self, parts: Sequence[Part], target: Path, compressor: Compressor, tick: Tick, *, hashed: bool = True
+    ) -> Packed:
+        """Write a new file; on failure it is gone. Not `hashed`: it has no fingerprint."""
         try:
-            async with self._output(target, compressor) as output:
+            async with self._output(target, compressor, hashed) as output:
                 for part in parts:
                     if isinstance(part, Written):
                         await self._add_written(part, target, output, tick)
@@ -149,8 +152,8 @@ class Packer:
         _check(await read_chain(self._host.processes, [command], stdin=None, consume=consume), part.path)
 
     @contextlib.asynccontextmanager
-    async def _output(self, target: Path, compressor: Compressor) -> AsyncIterator["_Output"]:
-        output = await _Output.open(self._host, target, compressor)
+    async def _output(self, target: Path, compressor: Compressor, hashed: bool) -> AsyncIterator["_Output"]:
+        output = await _Output.open(self._host, target, compressor, hashed)
         try:
             yield output
         except BaseException as error:
@@ -175,9 +178,9 @@ class _Output:
         self.tar_bytes = 0
 
     @classmethod
-    async def open(cls, host: Host, target: Path, compressor: Compressor) -> "_Output":
+    async def open(cls, host: Host, target: Path, compressor: Compressor, hashed: bool) -> "_Output":
         output = cls(target, compressor)
-        read_end, output._write_end = os.pipe()
+        read_end, output._write_end = wide_pipe()
         try:
             if compressor.argv:
                 read_end = await output._start(host, read_end)
@@ -185,11 +188,11 @@ class _Output:
             os.close(read_end)
             os.close(output._write_end)
             raise
-        output._storing = asyncio.create_task(asyncio.to_thread(_store, read_end, target))
+        output._storing = asyncio.create_task(asyncio.to_thread(_store, read_end, target, hashed))
         return output
 
     async def _start(self, host: Host, read_end: int) -> int:
-        compressed, out = os.pipe()
+        compressed, out = wide_pipe()
         self._messages = await asyncio.to_thread(tempfile.TemporaryFile)
         try:
             argv = powerless(self._compressor.argv)
@@ -250,21 +253,26 @@ class _Output:
         return Packed(*self._storing.result(), self.tar_bytes)
 
 
-def _store(descriptor: int, target: Path) -> tuple[str, int]:
-    """Read to the end into a new file, and to the disk; returns the sha256 and the size."""
-    digest, total = hashlib.sha256(), 0
+def _store(descriptor: int, target: Path, hashed: bool) -> tuple[str, int]:
+    """Read to the end into a new file, and to the disk; returns the sha256 (if wanted) and the size."""
+    digest, total, begun = hashlib.sha256(), 0, 0
     try:
         with open(descriptor, "rb", buffering=0) as source, target.open("xb", buffering=0) as file:
             while block := source.read(_PIECE_BYTES):
-                digest.update(block)
+                if hashed:
+                    digest.update(block)
                 total += len(block)
                 view = memoryview(block)
                 while view:
                     view = view[file.write(view) :]
+                if total - begun >= _WRITEBACK_BYTES:
+                    # The disk begins now (posix_fadvise(2)), so that little is left to wait for in the end.
+                    os.posix_fadvise(file.fileno(), begun, total - begun, os.POSIX_FADV_DONTNEED)
+                    begun = total
             os.fsync(file.fileno())
     except OSError as error:
         raise PackFailed(f"Failed writing {target.name}: {error.strerror or error}") from error
-    return digest.hexdigest(), total
+    return digest.hexdigest() if hashed else "", total
 
 
 def _open_new(path: Path) -> int:

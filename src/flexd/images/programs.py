@@ -3,6 +3,7 @@
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import signal
 import tempfile
@@ -21,6 +22,8 @@ _MESSAGES_BYTES = 1 << 20
 _TICK_S = 0.25
 # A program that was told to end does so in milliseconds; one that hangs in the kernel is killed and waited for.
 _END_S = 10.0
+
+_PIPE_BYTES = 1 << 20
 
 LEASH = "FLEXD_LEASH"
 """Environment variable with the number of a descriptor that reads end of file when this daemon is gone or has given
@@ -47,6 +50,14 @@ def read_messages(file: IO[bytes]) -> str:
     size = os.fstat(file.fileno()).st_size
     start = max(0, size - _MESSAGES_BYTES)
     return os.pread(file.fileno(), _MESSAGES_BYTES, start).decode(errors="replace")
+
+
+def wide_pipe() -> tuple[int, int]:
+    """A pipe that holds a MiB where it may: with the usual 64 KiB its ends wake each other sixteen times as often."""
+    reading, writing = os.pipe()
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    return reading, writing
 
 
 async def run_chain(
@@ -101,7 +112,7 @@ class _Chain(Generic[T]):
             messages = await asyncio.to_thread(tempfile.TemporaryFile)
             self._messages.append(messages)
             piped = number < last or self._consume is not None
-            reading, writing = os.pipe() if piped else (None, messages.fileno())
+            reading, writing = wide_pipe() if piped else (None, messages.fileno())
             try:
                 child = await self._spawn(argv, previous, writing, messages.fileno())
             except BaseException:

@@ -160,7 +160,7 @@ class Backups:
         made = BackupRecord(backup, "", now(), post.expires_at or ZERO_TIME, alone, post.optimized_storage)
         async with self._held(record, post, alone) as (parts, total_bytes):
             tick = PackMeter(progress, "create_backup", "Backing up", total_bytes).tick
-            await self._packer.pack(parts, incoming, program, tick)
+            await self._packer.pack(parts, incoming, program, tick, hashed=False)
         await self._shelf.keep((record.project, record.name), incoming, made, f'back up instance "{record.name}"')
         self._events.lifecycle("instance-backup-created", backup_url(record.url, backup), record.project)
 

@@ -82,8 +82,13 @@ class SnapshotDriver(DirectoryDriver):
     async def _thaw(self, kind: VolumeKind, volume: Path, content: str) -> None:
         """Give a volume that nobody uses this content in place of its own."""
         await self._lift_limit(volume)  # there are two copies for a while
-        await self._clone(self._directory / content / "data", volume / "data.new")
+        await self._erase(volume / "data.new")
+        await self._clone_over(self._directory / content / "data", volume)
         await self._swap(kind, volume)
+
+    async def _clone_over(self, source: Path, volume: Path) -> None:
+        """As `_clone`, to `data.new`; `data` is about to go."""
+        await self._host.files.copy_tree_from(source, volume / "data.new", spare=volume / "data")
 
     async def _unstack(self, kind: VolumeKind, volume: Path) -> None:
         """After something that lay on or below this volume has gone: put back what was rearranged for it."""
@@ -394,7 +399,15 @@ class SnapshotDriver(DirectoryDriver):
 
     async def _content_of(self, volume: Path, snapshot: str) -> str | None:
         self._check_snapshot(snapshot)
-        return await asyncio.to_thread(read_fact, volume / _SNAPSHOTS, snapshot)
+        return await asyncio.to_thread(self._snapshot_of, volume, snapshot)
+
+    def _snapshot_of(self, volume: Path, snapshot: str) -> str | None:
+        """The content that a snapshot refers to. In a thread."""
+        return read_fact(volume / _SNAPSHOTS, snapshot)
+
+    def _shown_at(self, volume: Path, snapshot: str) -> Path:
+        """Where a snapshot is mounted."""
+        return volume / _SHOWN / snapshot
 
     async def _note_snapshot(self, volume: Path, snapshot: str, content: str) -> None:
         await asyncio.to_thread(_link, volume, snapshot, content)

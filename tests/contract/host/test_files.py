@@ -85,6 +85,42 @@ async def test_copying_a_tree(host: Host, place: Path) -> None:
     assert (stat.S_IMODE(copied.st_mode), copied.st_mtime_ns) == (0o1750, 10**18 + 5)
 
 
+async def test_a_copy_from_what_is_about_to_go(host: Host, place: Path, real: bool) -> None:
+    for name in ("source", "spare"):
+        (place / name / "folder").mkdir(parents=True)
+        for file, text in (("same", "same"), ("other", name)):
+            (place / name / "folder" / file).write_text(text)
+            os.utime(place / name / "folder" / file, ns=(5, 5 if file == "same" else len(name)))
+    os.link(place / "source/folder/same", place / "source/linked")
+    await host.files.copy_tree_from(place / "source", place / "target", spare=place / "spare")
+    target = place / "target"
+    found = [(target / path).read_text() for path in ("folder/same", "folder/other", "linked")]
+    assert found == [
+        "same",
+        "source",
+        "same",
+    ]
+    assert (target / "linked").stat().st_ino == (target / "folder/same").stat().st_ino
+    inodes = {(place / name / "folder/same").stat().st_ino for name in ("target", "spare")}
+    if real:
+        assert len(inodes) == 1
+    shutil.rmtree(place / "spare")
+    (target / "folder/same").write_text("changed")
+    assert (place / "source/folder/same").read_text() == "same"
+
+
+async def test_files_that_became_one_since_are_two_again(host: Host, place: Path) -> None:
+    for name in ("source", "spare"):
+        (place / name).mkdir()
+        (place / name / "one").write_text("same")
+        os.utime(place / name / "one", (5, 5))
+    shutil.copy2(place / "source/one", place / "source/two")
+    os.link(place / "spare/one", place / "spare/two")
+    await host.files.copy_tree_from(place / "source", place / "target", spare=place / "spare")
+    (place / "target/one").write_text("changed")
+    assert (place / "target/two").read_text() == "same"
+
+
 async def test_attributes_of_a_directory(host: Host, place: Path, real: bool) -> None:
     for name in ("source", "target"):
         (place / name).mkdir()

@@ -49,6 +49,10 @@ class FakeFiles:
         mounted = self._mounts.at_or_below(source)
         await self._real.copy_tree(await self._threads.run(source.resolve) if mounted else source, target)
 
+    async def copy_tree_from(self, source: Path, target: Path, *, spare: Path) -> None:
+        self._recorder.note("files.copy_tree_from", source, target)
+        await self._real.copy_tree(source, target)
+
     async def copy_attributes(self, source: Path, target: Path) -> None:
         """Not extended ones: some are the fake host's own."""
         self._recorder.note("files.copy_attributes", source, target)

@@ -211,6 +211,9 @@ class BtrfsDriver(StreamDriver):
         await self._host.btrfs.snapshot(source, target)
         await self._apply_limit(target)
 
+    async def _clone_over(self, source: Path, volume: Path) -> None:
+        await self._clone(source, volume / "data.new")
+
     async def _clone_frozen(self, source: Path, target: Path) -> None:
         await self._host.btrfs.snapshot(source, target, readonly=True)
 

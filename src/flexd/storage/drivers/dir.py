@@ -69,6 +69,13 @@ class DirDriver(SnapshotDriver):
         if old:
             await self._host.files.shift_tree(target, old=old, new=IdMap())
 
+    async def _clone_over(self, source: Path, volume: Path) -> None:
+        maps = [await asyncio.to_thread(_owners, place) for place in (source.parent, volume)]
+        if any(maps):
+            await self._clone(source, volume / "data.new")
+        else:
+            await super()._clone_over(source, volume)
+
     # --- where there are no idmapped mounts ---
 
     async def rewrites_owners(self, kind: VolumeKind, name: str, idmap: IdMap) -> bool:

@@ -8,8 +8,10 @@ snapshot froze, lying on something itself. Lower layers are seen through idmappe
 
 import asyncio
 import errno
+import logging
 import os
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 from flexd.api.idmap import IdMap
@@ -18,13 +20,16 @@ from flexd.operations.undo import Undo
 from flexd.storage.contract import IdmapUnsupported, Unpack, View, VolumeKind
 from flexd.storage.directory import FROZEN
 from flexd.storage.facts import parse_idmap, read_fact, read_number, render_idmap, write_fact
+from flexd.storage.layers import Tangled, join
 from flexd.storage.snapshots import SnapshotDriver
+
+log = logging.getLogger(__name__)
 
 # An image that was deleted while volumes still lie on it: kept for them, hidden from everybody else.
 _UNWANTED = "unwanted"
-# Each layer costs a lookup for every name that it does not have; the kernel's own limit is 500 (OVL_MAX_STACK). From
-# here on a snapshot copies what the container wrote.
-_MAX_LAYERS = 16
+# Each layer costs a lookup for every name that it does not have; the kernel's own limit is 500 (OVL_MAX_STACK), that of
+# older kernels' one page of options about 100. From here on a snapshot copies what the container wrote.
+_MAX_LAYERS = 64
 # What the kernel notes on the upper layer's root about the layers below.
 _OVERLAY_XATTRS = "trusted.overlay."
 
@@ -256,19 +261,73 @@ class OverlayDriver(SnapshotDriver):
         await asyncio.to_thread(_make_directories, layer, layer / "upper", layer / "work")
         await asyncio.to_thread(write_fact, layer, "below", below)
 
+    async def unmount_volume(self, kind: VolumeKind, name: str) -> None:
+        await super().unmount_volume(kind, name)
+        volume = self._volume(kind, name)
+        if kind != "custom" and await asyncio.to_thread(volume.exists):
+            async with self._lock(str(volume)):
+                await self._unstack(kind, volume)
+
     async def _unstack(self, kind: VolumeKind, volume: Path) -> None:
         """Make the layer that was frozen last the volume's own again, if nothing else lies on it and nothing was
-        written since; else a volume would grow a layer with every snapshot that comes and goes."""
+        written since; join others of which nobody knows any more with what lies on them. Else a volume would grow a
+        layer with every snapshot that comes and goes."""
         if kind == "custom" or await self._host.mounts.mounted(volume / "rootfs"):
             return
         async with self._lock(FROZEN):
-            below = await asyncio.to_thread(self._below_if_unchanged, volume)
-            if below is None or not below.startswith(FROZEN) or self._pinned[below]:
+            taken_back = await self._take_back(volume)
+            await self._join_layers(volume)
+        if taken_back:
+            await self._tidy(kind, volume)
+
+    async def _take_back(self, volume: Path) -> bool:
+        below = await asyncio.to_thread(self._below_if_unchanged, volume)
+        if below is None or not below.startswith(FROZEN) or self._pinned[below]:
+            return False
+        if (await asyncio.to_thread(self._references))[below] > 1:
+            return False
+        await asyncio.to_thread(_take_back, volume, self._directory / below)
+        return True
+
+    async def _join_layers(self, volume: Path) -> None:
+        """Each layer below a volume that only one other lies on, and nothing else refers to, with that one."""
+        names = await self.list_snapshots("container", volume.name)
+        shown = [name for name in names if await self._is_shown(volume, name)]
+        kept = await asyncio.to_thread(self._layers_of_others, volume, shown)
+        upper = str(self._layer(volume).relative_to(self._directory))
+        while (below := await asyncio.to_thread(read_fact, self._directory / upper, "below")) is not None:
+            if not below.startswith(FROZEN):
                 return
-            if (await asyncio.to_thread(self._references))[below] > 1:
-                return
-            await asyncio.to_thread(_take_back, volume, self._directory / below)
-        await self._tidy(kind, volume)
+            hidden = (await asyncio.to_thread(self._references))[below] == 1
+            if not hidden or upper in kept or below in kept or not await self._join(upper, below):
+                upper = below
+
+    async def _is_shown(self, volume: Path, snapshot: str) -> bool:
+        return await self._host.mounts.mounted(self._shown_at(volume, snapshot))
+
+    def _layers_of_others(self, volume: Path, shown: list[str]) -> set[str]:
+        """What another volume lies on, or somebody looks at: it must not change. In a thread."""
+        found = {content for content, count in self._pinned.items() if count}
+        found |= {content for other in self._volumes() if other != volume for content in self._contents(other)}
+        found |= {content for content in map(partial(self._snapshot_of, volume), shown) if content is not None}
+        for content in list(found):
+            below: str | None = content
+            while below is not None and below.startswith(FROZEN):
+                found.add(below)
+                below = read_fact(self._directory / below, "below")
+        return found
+
+    async def _join(self, upper: str, below: str) -> bool:
+        """Only of the same owners: files are moved from one to the other as they are."""
+        places = self._directory / upper, self._directory / below
+        try:
+            joined = await asyncio.to_thread(_join_places, *places)
+        except (Tangled, OSError) as error:
+            log.info("layer %s stays below %s: %s", below, upper, error)
+            return False
+        if joined:
+            await self._discard(places[1])
+        return joined
 
     async def _show(self, kind: VolumeKind, content: str, target: Path, idmap: IdMap) -> None:
         if kind == "custom":
@@ -399,6 +458,15 @@ def _own_attributes(path: Path) -> list[tuple[str, bytes]]:
     """Extended attributes of a layer's top directory that are neither the overlay's nor hold ids."""
     names = (name for name in os.listxattr(path) if not name.startswith((_OVERLAY_XATTRS, "system.")))
     return sorted((name, os.getxattr(path, name)) for name in names)
+
+
+def _join_places(upper: Path, lower: Path) -> bool:
+    below = read_fact(lower, "below")
+    if below is None or read_fact(upper, "idmap") != read_fact(lower, "idmap"):
+        return False
+    join(upper / "upper", lower / "upper")
+    write_fact(upper, "below", below)
+    return True
 
 
 def _take_back(volume: Path, frozen: Path) -> None:
