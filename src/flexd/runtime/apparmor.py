@@ -46,7 +46,7 @@ _PROPAGATIONS = ("private", "rprivate", "shared", "rshared", "slave", "rslave", 
 # nothing that root may write. systemd's sandboxes mount such below /run/systemd, chroots have their own.
 _OWN = ("cgroup", "cgroup2", "devpts", "proc", "sysfs")
 # Flags of a remount that only takes rights away, as systemd's sandboxing combines them.
-_RESTRICTIONS = ("nosuid", "nodev", "noexec")
+_RESTRICTIONS = ("nosuid", "nodev", "noexec", "silent")  # the last is busybox's mark on every mount
 _ACCESS_TIMES = ("", "noatime", "relatime", "strictatime")
 # Where a mount may not be put or taken from by a privileged root: other views of the host's kernel.
 _KERNEL_VIEWS = ("/proc", "/sys", "/dev/.lxc")
