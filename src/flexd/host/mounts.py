@@ -36,8 +36,8 @@ _OVERLAY_OPTIONS = {
     # One st_dev for the whole tree (find -xdev, du -x, tar --one-file-system) where inode numbers leave room for it.
     "xino": "auto",
 }
-# Errors by which a kernel says that it does not take layers as fds (before 6.13), fds of mounts, which are O_PATH (EBADF
-# from fsconfig(2), seen on 6.12), or detached ones (before 6.15).
+# Errors by which a kernel says that it does not take layers as fds (before 6.13), fds of mounts, which are O_PATH
+# (EBADF, seen on 6.12), or detached ones (before 6.15).
 _NO_LAYER_FDS = frozenset({errno.EBADF, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM})
 # Characters that separate or quote in the option string of overlayfs.
 _OVERLAY_SPECIAL = frozenset(",:\\")

@@ -33,11 +33,15 @@ async def host(real: bool) -> AsyncIterator[Host]:
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A directory on a disk (tmpfs cannot be idmapped before Linux 6.3); what stays mounted in it is unmounted."""
+    """A directory on a disk (tmpfs cannot be idmapped before Linux 6.3); what stays mounted in it is unmounted. On a
+    private mount: where systemd is the host's init, mounts would be seen below every view of the same directory."""
     path = Path(tempfile.mkdtemp(prefix="fxh-test-", dir="/var/tmp"))
-    yield path
+    if os.geteuid() == 0:
+        subprocess.run(["mount", "--bind", "--make-private", path, path], check=True)
+    (path / "place").mkdir()
+    yield path / "place"
     targets = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    for target in reversed([each for each in targets if each.startswith(f"{path}/")]):
+    for target in reversed([each for each in targets if each == str(path) or each.startswith(f"{path}/")]):
         subprocess.run(["umount", "-l", target.replace("\\040", " ")], check=True)
     shutil.rmtree(path)
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Subvolumes, snapshots and their limits, on a file system in a file."""
 
+import asyncio
 import os
 import shutil
 import subprocess
@@ -29,12 +30,19 @@ async def disk(host: Host, place: Path, real: bool) -> AsyncIterator[Path]:
     await host.mounts.unmount(target)
 
 
+async def _released(image: Path) -> None:
+    """No loop device is left. Where udev runs, it looks into the device once more, and the kernel waits for that."""
+    argv = ["losetup", "--associated", str(image)]
+    async with asyncio.timeout(30):
+        while (await asyncio.to_thread(subprocess.run, argv, capture_output=True, check=True)).stdout != b"":
+            await asyncio.sleep(0.05)
+
+
 async def test_the_loop_device_goes_with_the_mount(host: Host, disk: Path, place: Path, real: bool) -> None:
     (disk / "kept").touch()
     await host.mounts.unmount(disk)
     if real:
-        done = subprocess.run(["losetup", "--associated", place / "disk.img"], capture_output=True, check=True)
-        assert done.stdout == b""
+        await _released(place / "disk.img")
     await host.mounts.mount_file(place / "disk.img", disk, "btrfs")
     assert (disk / "kept").exists()
 

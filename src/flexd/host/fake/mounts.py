@@ -161,7 +161,7 @@ class FakeMounts:
         if not target.exists():
             raise _absent(f"attach a mount at {target}")
         mount.aside = self._new_place() / "below"
-        target.rename(mount.aside) if target.is_symlink() else shutil.move(target, mount.aside)
+        shutil.move(target, mount.aside)  # a link too, also where /tmp is a file system of its own
         target.symlink_to(content)
         self.table.append(mount)
 
