@@ -491,6 +491,7 @@ class Features(Struct):
     seccomp_listener: bool = False
     apparmor: bool = False
     apparmor_stacking: bool = False  # a namespace of policies for what is loaded inside a container
+    apparmor_rules: list[str] = field(default_factory=list)  # of those that newer parsers know: `userns,`
     unprivileged_user_namespaces: bool = False
     nested: bool = False  # this daemon is itself in a user namespace, as in a container
     network_namespace_id: bool = False

@@ -20,6 +20,7 @@ from flexd.host import resources, syscalls, system_calls
 from flexd.host.contract import (
     Cgroups,
     CommandFailed,
+    Completed,
     Features,
     HostError,
     Mounts,
@@ -52,6 +53,10 @@ _PROBE_TIMEOUT_S = 5.0
 _MODPROBE_TIMEOUT_S = 60.0
 # A profile compiles in a tenth of a second, in several on slow machines.
 _PARSER_TIMEOUT_S = 60.0
+# Compile only. AppArmor 4 mediates these where the kernel can, so a profile without the rule denies them all; older
+# parsers take them for syntax errors.
+_PARSE = ["apparmor_parser", "--skip-kernel-load", "--skip-cache", "--quiet"]
+_NEWER_RULES = ("userns,", "mqueue,", "io_uring,")
 _POLICY_NAMESPACES = "sys/kernel/security/apparmor/policy/namespaces"
 
 # LXD's "production setup" and what 100 containers with systemd were seen to need.
@@ -121,6 +126,7 @@ class LinuxMachine:
         features.cgroup = cgroup
         features.idmapped_mounts = idmapped
         features.overlay_idmapped_lower = overlay
+        features.apparmor_rules = await self._known_rules() if features.apparmor else []
         return features
 
     async def missing(self) -> dict[str, str]:
@@ -172,6 +178,20 @@ class LinuxMachine:
             if how == "--remove" and "doesn't exist" in error.stderr_tail:
                 return
             raise HostError(f"{what} AppArmor profile {path}: {error}") from error
+
+    async def _known_rules(self) -> list[str]:
+        done = await asyncio.gather(
+            *(
+                self._processes.run(_PARSE, stdin=f"profile flexd-probe {{ {rule} }}".encode(), check=False)
+                for rule in _NEWER_RULES
+            ),
+            return_exceptions=True,
+        )
+        return [
+            rule
+            for rule, result in zip(_NEWER_RULES, done, strict=True)
+            if isinstance(result, Completed) and result.returncode == 0
+        ]
 
     async def make_policy_namespace(self, name: str) -> None:
         await self._threads.run(_make_directory, self._root / _POLICY_NAMESPACES / name)

@@ -189,6 +189,7 @@ class Confinement:
             namespace=name if self._features.apparmor_stacking and unprivileged else "",
             nesting=is_true(config.get("security.nesting")),
             unprivileged=unprivileged,
+            newer=tuple(self._features.apparmor_rules),
             raw=config.get("raw.apparmor", ""),
         )
 

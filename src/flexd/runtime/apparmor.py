@@ -59,6 +59,7 @@ class Confinement(Struct, frozen=True):
     namespace: str = ""
     nesting: bool = False
     unprivileged: bool = True
+    newer: tuple[str, ...] = ()  # rules that this host's parser knows, of those that not every one does
     raw: str = ""
 
 
@@ -80,7 +81,7 @@ def label(wanted: Confinement) -> str:
 
 
 def _rules(wanted: Confinement) -> Iterator[str]:
-    yield from ("capability,", "dbus,", "file,", "network,", "umount,")
+    yield from ("capability,", "dbus,", "file,", "network,", "umount,", *wanted.newer)
     yield from ("signal (receive),", "signal peer=@{profile_name},")
     yield from ("ptrace (readby),", "ptrace (tracedby),", "ptrace peer=@{profile_name},")
     yield from ("unix (receive),", "unix peer=(label=@{profile_name}),")

@@ -35,6 +35,7 @@ class FakeMachine:
             seccomp_listener=True,
             apparmor=True,
             apparmor_stacking=True,
+            apparmor_rules=["userns,"],
             unprivileged_user_namespaces=True,
             network_namespace_id=True,
             programs=dict.fromkeys(_PROGRAMS, "1.0"),
