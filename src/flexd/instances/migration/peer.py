@@ -171,8 +171,8 @@ class Peer:
             for data in self._messages:
                 with contextlib.suppress(BadMessage):
                     self._check(decode_control(data))
-            if self._gone and self._messages:
-                # An LXD says that all is well and goes, while we still see our own side to its end.
+            if self._ended or (self._gone and self._messages):
+                # All has been said: who goes now (an LXD does so at once) leaves us to see our own side to its end.
                 await asyncio.get_running_loop().create_future()
             await self._more()
 

@@ -10,9 +10,7 @@ import contextlib
 import os
 import re
 import shlex
-import shutil
 import stat
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Self
@@ -28,6 +26,7 @@ from flexd.images.formats import parse_metadata
 from flexd.instances.metadata import MetadataRecord
 from flexd.instances.migration.meter import Meter
 from flexd.instances.migration.peer import Peer
+from flexd.instances.migration.scratch import scratch_directory
 from flexd.instances.migration.trees import Count, StreamFailed, drain, end_stream, fill, running
 from flexd.instances.publish import render_metadata
 
@@ -75,16 +74,13 @@ class Rsync:
 
     @contextlib.asynccontextmanager
     async def _laid_out(self, folder: Folder) -> AsyncIterator[Path]:
-        path = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="flexd-migration-"))
-        try:
+        async with scratch_directory() as path:
             await asyncio.to_thread(_lay_out, path, folder)
             await self._host.mounts.bind(folder.tree, path / folder.root, readonly=True)
             try:
                 yield path
             finally:
                 await self._host.mounts.unmount(path / folder.root, detach=True)
-        finally:
-            await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
 
     async def _send_folder(self, path: Path, peer: Peer, features: Sequence[str], count: Count) -> None:
         """rsync wants to start its way to the other host itself: that is a shell between our pipes and its own."""
@@ -118,13 +114,14 @@ class Receiving:
         self._host, self._stage, self._peer, self._root = host, stage, peer, root
         self._features, self._idmap, self._meter = features, idmap, meter
         self._beside = Path()
+        self._stack = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        self._beside = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="flexd-migration-"))
+        self._beside = await self._stack.enter_async_context(scratch_directory())
         return self
 
     async def __aexit__(self, *_failure: object) -> None:
-        await asyncio.to_thread(shutil.rmtree, self._beside, ignore_errors=True)
+        await self._stack.aclose()
 
     def filler(self, name: str) -> Fill:
         """Make a tree what the source sends next, with ids as an image has them."""

@@ -62,6 +62,7 @@ class Arrival(Struct):
     image: ImageRecord | None = None
     refresh: bool = False
     surplus: list[str] = []
+    moved: bool = False
 
 
 class MigrationSink:
@@ -100,6 +101,7 @@ class MigrationSink:
         journal.register("migration.receive", self._receive, self._unreceive)
         journal.register("migration.refresh", self._receive)
         journal.register("migration.snapshots", self._record_snapshots)
+        journal.register("migration.answer", self._answer_well)
 
     def on_phase(self, what: str, handler: Callable[[Arrival], Awaitable[None]]) -> None:
         """What to do when the source announces this (`offer.Phase`)."""
@@ -150,10 +152,8 @@ class MigrationSink:
             else:
                 arrival, expanded = await self._new(project, name, header, offer, post, operation, peer)
             await peer.send_header(self._answer(arrival))
+            arrival.moved = _is_moved(post.config)
             await peer.during(self._carry_out(arrival, operation))
-            if _is_moved(post.config):  # its source is about to be deleted
-                await self._pools.sync(arrival.record.volume)
-        await peer.succeed()
         await self._lifecycle.announce_ports(expanded)
         action = "instance-updated" if arrival.refresh else "instance-created"
         self._events.lifecycle(action, arrival.record.url, project, {"type": arrival.record.type})
@@ -342,6 +342,14 @@ class MigrationSink:
         where = (arrival.record.project, arrival.record.name)
         await snapshots.txn([snapshots.put((*where, each.name), each) for each in arrival.snapshots])
 
+    async def _answer_well(self, args: Args, _progress: Progress) -> None:
+        """Tell the source that all is here. If it can't be told, all is taken back: a client that saw one side fail
+        keeps what it has at the source."""
+        arrival = self._arrivals[args["arrival"]]
+        if arrival.moved:  # its source is about to be deleted
+            await self._pools.sync(arrival.record.volume)
+        await arrival.peer.succeed()
+
     async def _unreceive(self, args: Args) -> None:
         await self._pools.delete_volume(VolumeRef(args["pool"], "container", args["volume"]))
 
@@ -355,14 +363,16 @@ def _plan(arrival: Arrival, token: str) -> Plan:
     record = arrival.record
     where = {"project": record.project, "name": record.name}
     receive = {**where, "pool": record.pool, "volume": record.storage_name, "arrival": token}
+    answer = Step("migration.answer", {**where, "arrival": token})
     if arrival.refresh:
-        return Plan(f'refresh instance "{record.name}"', (Step("migration.refresh", receive),))
+        return Plan(f'refresh instance "{record.name}"', (Step("migration.refresh", receive), answer))
     return Plan(
         f'receive instance "{record.name}"',
         (
             Step("instances.record", {**where, "document": msgspec.json.encode(record).decode()}),
             Step("migration.receive", receive),
             Step("migration.snapshots", {**where, "arrival": token}),
+            answer,
         ),
     )
 

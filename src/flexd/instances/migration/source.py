@@ -7,8 +7,6 @@ target's. Nothing changes here: who moves an instance deletes it when the target
 
 import asyncio
 import contextlib
-import shutil
-import tempfile
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from flexd.instances.migration.meter import Meter
 from flexd.instances.migration.offer import Dates, Offer, Phase, make_offer, read_answer
 from flexd.instances.migration.peer import MigrationFailed, Peer
 from flexd.instances.migration.rsync import Folder, Rsync
+from flexd.instances.migration.scratch import scratch_directory
 from flexd.instances.migration.trees import receive_listing, send_tree
 from flexd.instances.record import InstanceRecord, SnapshotRecord
 from flexd.instances.registry import Registry
@@ -178,8 +177,7 @@ async def send_moments(
     host: Host, moments: Sequence[tuple[str, Path]], peer: Peer, meter: Meter, listing: bool
 ) -> None:
     """Trees in order (snapshots, then the volume itself under ""), each as what differs from the one before."""
-    scratch = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="flexd-migration-"))
-    try:
+    async with scratch_directory() as scratch:
         known: Path | None = None
         if listing:
             known = scratch / "listing"
@@ -189,5 +187,3 @@ async def send_moments(
             note = scratch / f"note{number}" if number + 1 < len(moments) else None
             await send_tree(host, tree, peer.fs, meter.of(name), known=known, note=note)
             known = note
-    finally:
-        await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)

@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import os
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import IO
@@ -18,6 +17,7 @@ from flexd.api.idmap import IdMap
 from flexd.host.contract import Host, Spawned
 from flexd.host.streams import make_pipe, read_some, write_all
 from flexd.instances.migration.peer import MigrationFailed, PeerGone
+from flexd.instances.migration.scratch import scratch_file
 from flexd.operations.contract import Channel
 
 Count = Callable[[int], None]
@@ -168,36 +168,26 @@ async def running(
 ) -> AsyncIterator[Spawned]:
     """A program for the time of the block, which waits for its end; it fails with what the program said, unless its
     status and words are `forgiven`. Input is a text, or a descriptor."""
-    messages = await asyncio.to_thread(tempfile.TemporaryFile)
-    text = await asyncio.to_thread(_filled, stdin)
     child: Spawned | None = None
-    try:
-        child = await host.processes.spawn(
-            argv,
-            stdin=text.fileno() if given is None else given,
-            stdout=stdout,
-            stderr=messages.fileno(),
-            pass_fds=pass_fds,
-        )
-        yield child
-    finally:
-        if child is not None and child.returncode is None:
-            child.kill()
-            await child.wait()
-        said = await asyncio.to_thread(_tail, messages)
-        text.close()
-        messages.close()
-        # One that was killed by us was in the middle of it: another failure is under way.
-        status = child.returncode if child is not None else None
-        if status and status > 0 and not forgiven(status, said):
-            raise StreamFailed(what, said or f"exited with status {status}")
-
-
-def _filled(text: str) -> IO[bytes]:
-    file = tempfile.TemporaryFile()  # noqa: SIM115 - whoever asked closes it
-    file.write(text.encode())
-    file.seek(0)
-    return file
+    async with scratch_file() as messages, scratch_file(stdin) as text:
+        try:
+            child = await host.processes.spawn(
+                argv,
+                stdin=text.fileno() if given is None else given,
+                stdout=stdout,
+                stderr=messages.fileno(),
+                pass_fds=pass_fds,
+            )
+            yield child
+        finally:
+            if child is not None and child.returncode is None:
+                child.kill()
+                await child.wait()
+            # One that was killed by us was in the middle of it: another failure is under way.
+            status = child.returncode if child is not None else None
+            said = await asyncio.to_thread(_tail, messages) if status else ""
+            if status and status > 0 and not forgiven(status, said):
+                raise StreamFailed(what, said or f"exited with status {status}")
 
 
 def _tail(file: IO[bytes]) -> str:

@@ -85,6 +85,7 @@ class VolumeMigration:
         self._arrivals: dict[str, Arrival] = {}
         journal.register("migration.receive_volume", self._receive, self._unreceive)
         journal.register("migration.refresh_volume", self._receive)
+        journal.register("migration.answer_volume", self._answer_well)
 
     # --- the source ---
 
@@ -182,8 +183,6 @@ class VolumeMigration:
                 await peer.during(self._journal.run(_plan(arrival, operation.id), operation.progress))
             finally:
                 del self._arrivals[operation.id]
-            await self._pools.sync(volume_ref(record))
-        await peer.succeed()
         self._volumes.event("storage-volume-updated" if arrival.refresh else "storage-volume-created", record)
 
     def _judge(
@@ -224,6 +223,12 @@ class VolumeMigration:
         features = arrival.header.rsync or []
         async with self._rsync.session(arrival.peer, features, IdMap(), arrival.meter, root="") as receiving:
             await self._receive_moments(arrival, receiving)
+
+    async def _answer_well(self, args: Args, _progress: Progress) -> None:
+        """As for instances: whoever asked may delete the source now."""
+        arrival = self._arrivals[args["arrival"]]
+        await self._pools.sync(volume_ref(arrival.record))
+        await arrival.peer.succeed()
 
     async def _receive_moments(self, arrival: Arrival, rsync: Any) -> None:
         ref, record = volume_ref(arrival.record), arrival.record
@@ -298,7 +303,8 @@ def _plan(arrival: Arrival, token: str) -> Plan:
     """Undone by a restarted daemon, but for what a refresh has got."""
     record = arrival.record
     args = {"record": msgspec.to_builtins(record), "arrival": token}
+    answer = Step("migration.answer_volume", args)
     if arrival.refresh:
-        return Plan(f'refresh storage volume "{record.name}"', (Step("migration.refresh_volume", args),))
-    steps = (Step("storage.note_volume", args), Step("migration.receive_volume", args))
+        return Plan(f'refresh storage volume "{record.name}"', (Step("migration.refresh_volume", args), answer))
+    steps = (Step("storage.note_volume", args), Step("migration.receive_volume", args), answer)
     return Plan(f'receive storage volume "{record.name}"', steps)

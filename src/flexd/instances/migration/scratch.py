@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Things on this host's disk for the time of a migration, gone after it even if it is cancelled while they are made."""
+
+import asyncio
+import contextlib
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import IO, TypeVar
+
+T = TypeVar("T")
+
+
+async def made(make: Callable[[], T], discard: Callable[[T], None]) -> T:
+    """The result of `make`, in a thread; discarded when it is there if nobody waits for it any more."""
+    making = asyncio.ensure_future(asyncio.to_thread(make))
+    try:
+        return await asyncio.shield(making)
+    except asyncio.CancelledError:
+        making.add_done_callback(lambda done: None if done.exception() else discard(done.result()))
+        raise
+
+
+@contextlib.asynccontextmanager
+async def scratch_directory() -> AsyncIterator[Path]:
+    path = await made(_new_directory, _remove)
+    try:
+        yield path
+    finally:
+        await asyncio.shield(asyncio.to_thread(_remove, path))
+
+
+@contextlib.asynccontextmanager
+async def scratch_file(text: str = "") -> AsyncIterator[IO[bytes]]:
+    """A file without a name, at its beginning."""
+
+    def make() -> IO[bytes]:
+        file = tempfile.TemporaryFile()  # noqa: SIM115 - closed below
+        file.write(text.encode())
+        file.seek(0)
+        return file
+
+    file = await made(make, lambda file: file.close())
+    try:
+        yield file
+    finally:
+        file.close()
+
+
+def _new_directory() -> Path:
+    return Path(tempfile.mkdtemp(prefix="flexd-migration-"))
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
