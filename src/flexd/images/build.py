@@ -163,6 +163,7 @@ class Build:
         """Install below `work` and pack into `target`."""
         recipe = self.recipe
         place = "memory" if await self._has_memory() else "disk"
+        outdated = ['--aptopt=Acquire::Check-Valid-Until "false"'] if await _takes_outdated(self._host) else []
         command = [
             *("env", f"SOURCE_DATE_EPOCH={epoch}", "DEBIAN_FRONTEND=noninteractive"),
             *("sh", "-c", _SCRIPT, "sh", place, str(work), str(target)),
@@ -171,6 +172,7 @@ class Build:
             *_merge_usr(recipe),
             f"--include={','.join(recipe.packages)}",
             '--aptopt=APT::Install-Recommends "false"',
+            *outdated,
             *(f"--dpkgopt={option}" for option in _LEFT_OUT),
             *(f'--customize-hook=sh "{script}" "$1"' for script in recipe.scripts),
             recipe.release.codename,
@@ -189,6 +191,15 @@ class Build:
         if finished.returncode != 0:
             log_file = await asyncio.to_thread(keep_log, self._log_directory, self._name, finished.messages)
             raise BuildFailed(self._name, f"{last_words(finished.messages)} (whole log: {log_file})")
+
+
+async def _takes_outdated(host: Host) -> bool:
+    """Whether this machine's apt takes archives whose Valid-Until has passed, as a mirror that stands still has them
+    (apt.conf(5), Acquire::Check-Valid-Until); then builds do, too. Signatures are checked all the same."""
+    if not await asyncio.to_thread(shutil.which, "apt-config"):
+        return False
+    asked = await host.processes.run(["apt-config", "dump", "--format=%v%n", "Acquire::Check-Valid-Until"], check=False)
+    return asked.stdout.strip().lower() in (b"false", b"no", b"0", b"off")
 
 
 def _merge_usr(recipe: Recipe) -> list[str]:

@@ -23,12 +23,20 @@ _NETWORK = "version: 2\nethernets:\n  eth0: {dhcp4: true}"
 # What each file says unless the instance's configuration (`cloud-init.*`, or `user.*` as it was once called) does.
 _SEED_DEFAULTS = {"user-data": _NOTHING, "vendor-data": _NOTHING, "network-config": _NETWORK}
 _SEED_TEMPLATES = {
-    "meta-data": "instance-id: {{ container.name }}\nlocal-hostname: {{ container.name }}\n"
-    '{{ config_get("user.meta-data", "") }}\n',
+    # As the daemon's own answer: another id after an edit that cloud-init should look at.
+    "meta-data": 'instance-id: {{ config_get("volatile.cloud-init.instance-id", container.name) }}\n'
+    'local-hostname: {{ container.name }}\n{{ config_get("user.meta-data", "") }}\n',
     **{
         name: f'{{{{ config_get("cloud-init.{name}", config_get("user.{name}", properties.default)) }}}}\n'
         for name in _SEED_DEFAULTS
     },
+}
+
+# An instance's own name, where programs look for it that ask no library.
+_NAME_TEMPLATES = {
+    "hostname": "{{ container.name }}\n",
+    "hosts": "127.0.0.1 localhost\n127.0.1.1 {{ container.name }}\n::1 localhost ip6-localhost ip6-loopback\n"
+    "ff02::1 ip6-allnodes\nff02::2 ip6-allrouters\n",
 }
 
 
@@ -94,13 +102,17 @@ def render_metadata(recipe: Recipe, epoch: int) -> bytes:
     }
     architecture = canonical_architecture(packages)
     document: dict[str, Any] = {"architecture": architecture, "creation_date": epoch, "properties": properties}
+    document["templates"] = {
+        f"/etc/{name}": {"when": ["create", "copy", "rename"], "template": f"{name}.tpl"} for name in _NAME_TEMPLATES
+    }
     if recipe.variant == "cloud":
-        document["templates"] = {f"{_SEED}/{name}": _template(name) for name in _SEED_TEMPLATES}
+        document["templates"] |= {f"{_SEED}/{name}": _seed_template(name) for name in _SEED_TEMPLATES}
     return yaml.safe_dump(document, sort_keys=False).encode()
 
 
-def _template(name: str) -> dict[str, Any]:
-    template: dict[str, Any] = {"when": ["create", "copy"], "template": f"cloud-init-{name}.tpl"}
+def _seed_template(name: str) -> dict[str, Any]:
+    """At every start, the first one included: what it says may have been edited since the last."""
+    template: dict[str, Any] = {"when": ["start"], "template": f"cloud-init-{name}.tpl"}
     if name in _SEED_DEFAULTS:
         template["properties"] = {"default": _SEED_DEFAULTS[name]}
     return template
@@ -109,6 +121,7 @@ def _template(name: str) -> dict[str, Any]:
 def metadata_archive(recipe: Recipe, epoch: int) -> bytes:
     """A tar.xz with metadata.yaml and the templates, the same for the same input."""
     files = {"metadata.yaml": render_metadata(recipe, epoch)}
+    files |= {f"templates/{name}.tpl": text.encode() for name, text in _NAME_TEMPLATES.items()}
     if recipe.variant == "cloud":
         files |= {f"templates/cloud-init-{name}.tpl": text.encode() for name, text in _SEED_TEMPLATES.items()}
     buffer = io.BytesIO()

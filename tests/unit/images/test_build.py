@@ -148,12 +148,35 @@ def test_metadata_archive() -> None:
     assert serial(1700000000) == "20231114_2213"
 
 
+def test_images_name_their_instances() -> None:
+    archive = metadata_archive(plan_build("debian/12", "x86_64", {}), 1700000000)
+    with tarfile.open(fileobj=io.BytesIO(lzma.decompress(archive))) as opened:
+        files = {member.name: opened.extractfile(member).read() for member in opened}  # type: ignore[union-attr]
+    templates = parse_metadata(files["metadata.yaml"], '"x"').templates
+    assert {path: template.when for path, template in templates.items()} == {
+        "/etc/hostname": ["create", "copy", "rename"],
+        "/etc/hosts": ["create", "copy", "rename"],
+    }
+    context = {"container": {"name": "c1"}}
+    texts = {
+        path: render(template.template, files[f"templates/{template.template}"].decode(), context, {})
+        for path, template in templates.items()
+    }
+    assert texts["/etc/hostname"].strip() == "c1"
+    assert "127.0.1.1 c1\n" in texts["/etc/hosts"]
+
+
 def test_cloud_images_hand_their_configuration_to_cloud_init() -> None:
     archive = metadata_archive(plan_build("debian/12/cloud", "x86_64", {}), 1700000000)
     with tarfile.open(fileobj=io.BytesIO(lzma.decompress(archive))) as opened:
         files = {member.name: opened.extractfile(member).read() for member in opened}  # type: ignore[union-attr]
     metadata = parse_metadata(files["metadata.yaml"], '"x"')
-    seeds = {path.rpartition("/")[2]: template for path, template in metadata.templates.items()}
+    seeds = {
+        path.rpartition("/")[2]: template
+        for path, template in metadata.templates.items()
+        if path.startswith("/var/lib/cloud/seed/nocloud-net/")
+    }
+    assert {trigger for template in seeds.values() for trigger in template.when} == {"start"}
     assert set(seeds) == {"meta-data", "user-data", "vendor-data", "network-config"}
 
     def written(seed: str, config: dict[str, str]) -> str:
@@ -163,6 +186,7 @@ def test_cloud_images_hand_their_configuration_to_cloud_init() -> None:
         return render(template.template, text, context, config).rstrip("\n")
 
     assert written("meta-data", {}).startswith("instance-id: c1\nlocal-hostname: c1")
+    assert written("meta-data", {"volatile.cloud-init.instance-id": "7"}).startswith("instance-id: 7\n")
     assert written("user-data", {}) == "#cloud-config\n{}"
     assert written("user-data", {"user.user-data": "old"}) == "old"
     assert written("user-data", {"cloud-init.user-data": "a: 'b'", "user.user-data": "old"}) == "a: 'b'"

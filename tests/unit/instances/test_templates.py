@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an instance keeps of its image, templates written at a start, and cloud-init's instance id."""
 
+import asyncio
+import io
+import lzma
+import tarfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,6 +15,8 @@ from flexd.api.image import ImageMetadata, ImageMetadataTemplate
 from flexd.api.instance import InstancePost, InstancePut, InstanceSource, InstancesPost
 from flexd.api.instance_snapshot import InstanceSnapshotsPost
 from flexd.api.profile import ProfilePut
+from flexd.images.formats import parse_metadata
+from flexd.images.recipes import metadata_archive, plan_build
 from flexd.instances.firstboot import APPLY_TEMPLATE, INSTANCE_ID, cloud_init_id, made, renamed
 from flexd.server.decode import narrow
 from tests.unit.instances.house import NIC, PROJECT, ROOT, House, house, restart
@@ -255,3 +261,46 @@ async def test_a_client_that_sends_no_volatile_keys_changes_nothing(home: House)
     put.config = {"user.x": "1"}
     await home.done(await home.daemon.instances.update(PROJECT, "c1", put))
     assert _config(home)[INSTANCE_ID] == before
+
+
+# --- the templates of images that are built here ---
+
+
+async def _like_a_built_image(home: House, name: str) -> None:
+    """An instance with the metadata of a cloud image, as `image build` writes it."""
+    recipe = await asyncio.to_thread(plan_build, "debian/12/cloud", "x86_64", {})
+    archive = metadata_archive(recipe, 1700000000)
+    with tarfile.open(fileobj=io.BytesIO(lzma.decompress(archive))) as opened:
+        files = {member.name: opened.extractfile(member).read() for member in opened}
+    await home.daemon.metadata.update(PROJECT, name, parse_metadata(files.pop("metadata.yaml"), '"x"'))
+    for path, text in files.items():
+        await home.daemon.metadata.write_template(PROJECT, name, path.removeprefix("templates/"), text)
+
+
+async def test_built_images_name_their_instances(home: House):
+    await home.create()
+    await _like_a_built_image(home, "c1")
+    await _cycle(home)
+    assert await _text(home, "/etc/hostname") == "c1\n"
+    assert "127.0.1.1 c1\n" in await _text(home, "/etc/hosts")
+    post = InstancesPost(name="c2", source=InstanceSource(type="copy", source="c1"))
+    await home.done(await home.daemon.instances.create(PROJECT, post))
+    await home.done(await home.daemon.instances.rename(PROJECT, "c1", InstancePost(name="c3")))
+    for name in ("c2", "c3"):
+        await _cycle(home, name)
+        assert await _text(home, "/etc/hostname", name) == f"{name}\n"
+        assert f"127.0.1.1 {name}\n" in await _text(home, "/etc/hosts", name)
+
+
+async def test_an_edit_reaches_the_seed_of_cloud_init(home: House):
+    await home.create()
+    await _like_a_built_image(home, "c1")
+    seed = "/var/lib/cloud/seed/nocloud-net"
+    await _cycle(home)
+    first = _config(home)[INSTANCE_ID]
+    assert (await _text(home, f"{seed}/meta-data")).startswith(f"instance-id: {first}\nlocal-hostname: c1\n")
+    assert await _change(home, {"cloud-init.user-data": "#cloud-config\nfinal: true"})
+    await _cycle(home)
+    second = _config(home)[INSTANCE_ID]
+    assert (await _text(home, f"{seed}/meta-data")).startswith(f"instance-id: {second}\n")
+    assert await _text(home, f"{seed}/user-data") == "#cloud-config\nfinal: true\n"
