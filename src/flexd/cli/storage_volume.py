@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from flexd.cli import entity as verbs
+from flexd.cli.attaching import DEVICE, OWNER_INSTANCE, OWNER_PROFILE, attach, detach
 from flexd.cli.command import ALL_PROJECTS, FORMAT, Command, Group, Option, Positional
-from flexd.cli.errors import CliError, UsageError
-from flexd.cli.instance import INSTANCE
+from flexd.cli.errors import UsageError
 from flexd.cli.keyvalue import parse_pairs
 from flexd.cli.show import size_iec, utc_time
 from flexd.cli.storage_volume_transfer import TRANSFER_COMMANDS
@@ -107,67 +107,26 @@ def _rename(context: Context, args: Arguments) -> None:
 
 
 def _attach(context: Context, args: Arguments) -> None:
-    _attach_to(context, args, INSTANCE, args.instance)
-
-
-def _attach_profile(context: Context, args: Arguments) -> None:
-    from flexd.cli.commands.profile import PROFILE
-
-    _attach_to(context, args, PROFILE, args.profile)
-
-
-def _attach_to(context: Context, args: Arguments, owner: verbs.Entity, name: str) -> None:
     """`[<device>] [<path>]`: with one word only, that is the path, and the device has the volume's name."""
     client, pool = context.resolve(args.pool)
     device, path = (args.device, args.path) if args.path else (args.volume, args.device)
     volume = client.get(volume_path(pool, *split_volume(args.volume)))
     if volume["content_type"] == "filesystem" and not path:
         raise UsageError("A path inside the instance is needed for a volume with a file system")
-    source = {"type": "disk", "pool": pool, "source": volume["name"], **({"path": path} if path else {})}
-
-    def change(value: dict[str, Any], _: str) -> None:
-        if device in value["devices"]:
-            raise CliError("The device already exists")
-        value["devices"][device] = source
-
-    remote, colon, _ = args.pool.partition(":")
-    setattr(args, owner.noun, f"{remote}:{name}" if colon else name)
-    owner.change(context, args, change)
+    disk = {"type": "disk", "pool": pool, "source": volume["name"], **({"path": path} if path else {})}
+    attach(context, args, args.pool, device, disk)
 
 
 def _detach(context: Context, args: Arguments) -> None:
-    _detach_from(context, args, INSTANCE, args.instance)
-
-
-def _detach_profile(context: Context, args: Arguments) -> None:
-    from flexd.cli.commands.profile import PROFILE
-
-    _detach_from(context, args, PROFILE, args.profile)
-
-
-def _detach_from(context: Context, args: Arguments, owner: verbs.Entity, name: str) -> None:
     _, pool = context.resolve(args.pool)
     wanted = {"type": "disk", "pool": pool, "source": args.volume}
 
-    def change(value: dict[str, Any], _: str) -> None:
-        devices = value["devices"]
-        attached = [each for each, disk in devices.items() if all(disk.get(key) == wanted[key] for key in wanted)]
-        if args.device and args.device not in attached:
-            raise CliError(f"The device \"{args.device}\" doesn't exist or isn't this volume")
-        if not attached:
-            raise CliError("No device found for this storage volume")
-        if len(attached) > 1 and not args.device:
-            raise CliError(f"More than one device matches, specify the device name: {', '.join(attached)}")
-        del devices[args.device or attached[0]]
+    def is_of(entry: dict[str, str]) -> bool:
+        return all(entry.get(key) == value for key, value in wanted.items())
 
-    remote, colon, _ = args.pool.partition(":")
-    setattr(args, owner.noun, f"{remote}:{name}" if colon else name)
-    owner.change(context, args, change)
+    detach(context, args, args.pool, is_of, "storage volume", "this volume")
 
 
-_INSTANCE = Positional("instance", completes="instance")
-_PROFILE = Positional("profile", completes="profile")
-_DEVICE = Positional("device", "?", completes="device")
 _PATH = Positional("path", "?")
 _POOL = [Positional("pool", completes="pool")]
 
@@ -180,15 +139,15 @@ VOLUME_GROUP = Group(
             "Attach a volume to an instance",
             _attach,
             "<instance> [<device name>] [<path>]",
-            [_INSTANCE, _DEVICE, _PATH],
+            [OWNER_INSTANCE, DEVICE, _PATH],
             examples=[("flexc storage volume attach default data web /srv/data", "At that path inside")],
         ),
         VOLUME.command(
             "attach-profile",
             "Attach a volume to all instances of a profile",
-            _attach_profile,
+            _attach,
             "<profile> [<device name>] [<path>]",
-            [_PROFILE, _DEVICE, _PATH],
+            [OWNER_PROFILE, DEVICE, _PATH],
         ),
         VOLUME.command(
             "create",
@@ -207,13 +166,13 @@ VOLUME_GROUP = Group(
             examples=[("flexc storage volume create default data size=20GiB", "Data that outlives instances")],
         ),
         verbs.delete(VOLUME),
-        VOLUME.command("detach", "Detach a volume", _detach, "<instance> [<device name>]", [_INSTANCE, _DEVICE]),
+        VOLUME.command("detach", "Detach a volume", _detach, "<instance> [<device name>]", [OWNER_INSTANCE, DEVICE]),
         VOLUME.command(
             "detach-profile",
             "Detach a volume from a profile",
-            _detach_profile,
+            _detach,
             "<profile> [<device name>]",
-            [_PROFILE, _DEVICE],
+            [OWNER_PROFILE, DEVICE],
         ),
         verbs.edit(VOLUME),
         verbs.get(VOLUME),

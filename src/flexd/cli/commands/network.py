@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 from flexd.cli import entity as verbs
+from flexd.cli.attaching import DEVICE, OWNER_INSTANCE, OWNER_PROFILE, attach, detach
 from flexd.cli.command import ALL_PROJECTS, FORMAT, Command, Group, Option, Positional
 from flexd.cli.context import only_remote
 from flexd.cli.create import nic_of_network
-from flexd.cli.errors import CliError
-from flexd.cli.instance import INSTANCE
 from flexd.cli.keyvalue import parse_pairs
 from flexd.cli.show import size_si, yes_no
 from flexd.cli.table import natural_key, print_list
@@ -114,72 +113,23 @@ def _list_leases(context: Context, args: Arguments) -> None:
 
 
 def _attach(context: Context, args: Arguments) -> None:
-    _attach_to(context, args, INSTANCE, args.instance)
-
-
-def _attach_profile(context: Context, args: Arguments) -> None:
-    from flexd.cli.commands.profile import PROFILE
-
-    _attach_to(context, args, PROFILE, args.profile)
-
-
-def _attach_to(context: Context, args: Arguments, owner: verbs.Entity, name: str) -> None:
     client, network = context.resolve(args.network)
     device = args.device or network
     nic = nic_of_network(client, network, args.interface or (device if args.device else ""))
     if not nic["name"]:
         del nic["name"]
-
-    def change(value: dict[str, Any], _: str) -> None:
-        if device in value["devices"]:
-            raise CliError("The device already exists")
-        value["devices"][device] = nic
-
-    setattr(args, owner.noun, _on_remote_of(args.network, name))
-    owner.change(context, args, change)
+    attach(context, args, args.network, device, nic)
 
 
 def _detach(context: Context, args: Arguments) -> None:
-    _detach_from(context, args, INSTANCE, args.instance)
-
-
-def _detach_profile(context: Context, args: Arguments) -> None:
-    from flexd.cli.commands.profile import PROFILE
-
-    _detach_from(context, args, PROFILE, args.profile)
-
-
-def _detach_from(context: Context, args: Arguments, owner: verbs.Entity, name: str) -> None:
     _, network = context.resolve(args.network)
 
-    def change(value: dict[str, Any], _: str) -> None:
-        devices = value["devices"]
-        attached = [
-            device
-            for device, nic in devices.items()
-            if nic.get("type") == "nic" and network in (nic.get("network"), nic.get("parent"))
-        ]
-        if args.device and args.device not in attached:
-            raise CliError(f"The device \"{args.device}\" doesn't exist or isn't attached to network {network}")
-        if not attached:
-            raise CliError("No device found for this network")
-        if len(attached) > 1 and not args.device:
-            raise CliError(f"More than one device matches, specify the device name: {', '.join(attached)}")
-        del devices[args.device or attached[0]]
+    def is_of(entry: dict[str, str]) -> bool:
+        return entry.get("type") == "nic" and network in (entry.get("network"), entry.get("parent"))
 
-    setattr(args, owner.noun, _on_remote_of(args.network, name))
-    owner.change(context, args, change)
+    detach(context, args, args.network, is_of, "network", f"attached to network {network}")
 
 
-def _on_remote_of(network: str, name: str) -> str:
-    """The remote stands before the network only; the instance or profile is on the same server."""
-    remote, colon, _ = network.partition(":")
-    return f"{remote}{colon}{name}" if colon else name
-
-
-_INSTANCE = Positional("instance", completes="instance")
-_PROFILE = Positional("profile", completes="profile")
-_DEVICE = Positional("device", "?", completes="device")
 _INTERFACE = Positional("interface", "?")
 
 COMMAND = Group(
@@ -191,15 +141,15 @@ COMMAND = Group(
             "Attach an instance to a network",
             _attach,
             "<instance> [<device name>] [<interface name>]",
-            [_INSTANCE, _DEVICE, _INTERFACE],
+            [OWNER_INSTANCE, DEVICE, _INTERFACE],
             examples=[("flexc network attach flexbr0 first eth0", "Its card eth0")],
         ),
         NETWORK.command(
             "attach-profile",
             "Attach all instances of a profile to a network",
-            _attach_profile,
+            _attach,
             "<profile> [<device name>] [<interface name>]",
-            [_PROFILE, _DEVICE, _INTERFACE],
+            [OWNER_PROFILE, DEVICE, _INTERFACE],
         ),
         NETWORK.command(
             "create",
@@ -214,9 +164,11 @@ COMMAND = Group(
             ],
         ),
         verbs.delete(NETWORK),
-        NETWORK.command("detach", "Detach an instance", _detach, "<instance> [<device name>]", [_INSTANCE, _DEVICE]),
         NETWORK.command(
-            "detach-profile", "Detach a profile", _detach_profile, "<profile> [<device name>]", [_PROFILE, _DEVICE]
+            "detach", "Detach an instance", _detach, "<instance> [<device name>]", [OWNER_INSTANCE, DEVICE]
+        ),
+        NETWORK.command(
+            "detach-profile", "Detach a profile", _detach, "<profile> [<device name>]", [OWNER_PROFILE, DEVICE]
         ),
         verbs.edit(NETWORK),
         verbs.get(NETWORK),

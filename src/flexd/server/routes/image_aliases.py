@@ -7,6 +7,7 @@ from flexd.api.image import ImageAliasesEntryPost, ImageAliasesEntryPut, ImageAl
 from flexd.server import responses
 from flexd.server.call import Call
 from flexd.server.decode import narrow
+from flexd.server.editing import editing
 from flexd.server.endpoint import Endpoint
 from flexd.server.listing import list_response, object_url
 
@@ -35,19 +36,8 @@ async def show_alias(call: Call) -> web.Response:
     return responses.sync(alias, editable=narrow(alias, ImageAliasesEntryPut))
 
 
-async def replace_alias(call: Call) -> web.Response:
-    call.check_etag(_editable(call))
-    await call.services.images.update_alias(
-        call.owner("images"), call.param("name"), await call.body(ImageAliasesEntryPut)
-    )
-    return responses.empty()
-
-
-async def patch_alias(call: Call) -> web.Response:
-    current = _editable(call)
-    call.check_etag(current)
-    await call.services.images.update_alias(call.owner("images"), call.param("name"), await call.patched(current))
-    return responses.empty()
+async def _update(call: Call, put: ImageAliasesEntryPut) -> None:
+    await call.services.images.update_alias(call.owner("images"), call.param("name"), put)
 
 
 async def rename_alias(call: Call) -> web.Response:
@@ -65,7 +55,12 @@ ENDPOINTS = (
     Endpoint(_URL, {"GET": list_aliases, "POST": create_alias}),
     Endpoint(
         _URL + "/{name:.+}",
-        {"GET": show_alias, "PUT": replace_alias, "PATCH": patch_alias, "POST": rename_alias, "DELETE": delete_alias},
+        {
+            "GET": show_alias,
+            **editing(ImageAliasesEntryPut, _editable, _update),
+            "POST": rename_alias,
+            "DELETE": delete_alias,
+        },
         allow_untrusted=frozenset({"GET"}),
     ),
 )

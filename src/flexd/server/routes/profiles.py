@@ -7,6 +7,7 @@ from flexd.api.profile import ProfilePost, ProfilePut, ProfilesPost
 from flexd.server import responses
 from flexd.server.call import Call
 from flexd.server.decode import narrow
+from flexd.server.editing import editing
 from flexd.server.endpoint import Endpoint
 from flexd.server.listing import list_response, object_url
 
@@ -33,17 +34,8 @@ async def show_profile(call: Call) -> web.Response:
     return responses.sync(call.shown(profile), editable=narrow(profile, ProfilePut))
 
 
-async def replace_profile(call: Call) -> web.Response:
-    call.check_etag(_editable(call))
-    await call.services.profiles.update(call.owner("profiles"), call.param("name"), await call.body(ProfilePut))
-    return responses.empty()
-
-
-async def patch_profile(call: Call) -> web.Response:
-    current = _editable(call)
-    call.check_etag(current)
-    await call.services.profiles.update(call.owner("profiles"), call.param("name"), await call.patched(current))
-    return responses.empty()
+async def _update(call: Call, put: ProfilePut) -> None:
+    await call.services.profiles.update(call.owner("profiles"), call.param("name"), put)
 
 
 async def rename_profile(call: Call) -> web.Response:
@@ -63,8 +55,7 @@ ENDPOINTS = (
         _URL + "/{name}",
         {
             "GET": show_profile,
-            "PUT": replace_profile,
-            "PATCH": patch_profile,
+            **editing(ProfilePut, _editable, _update),
             "POST": rename_profile,
             "DELETE": delete_profile,
         },

@@ -8,6 +8,7 @@ from flexd.api.storage_pool import StoragePool, StoragePoolPut, StoragePoolsPost
 from flexd.server import responses
 from flexd.server.call import Call
 from flexd.server.decode import narrow
+from flexd.server.editing import editing
 from flexd.server.endpoint import Endpoint
 from flexd.server.listing import list_response, object_url
 
@@ -41,17 +42,8 @@ async def show_pool(call: Call) -> web.Response:
     return responses.sync(pool, editable=narrow(pool, StoragePoolPut))
 
 
-async def replace_pool(call: Call) -> web.Response:
-    call.check_etag(_editable(call))
-    await call.services.pools.update(call.param("pool"), await call.body(StoragePoolPut))
-    return responses.empty()
-
-
-async def patch_pool(call: Call) -> web.Response:
-    current = _editable(call)
-    call.check_etag(current)
-    await call.services.pools.update(call.param("pool"), await call.patched(current))
-    return responses.empty()
+async def _update(call: Call, put: StoragePoolPut) -> None:
+    await call.services.pools.update(call.param("pool"), put)
 
 
 async def delete_pool(call: Call) -> web.Response:
@@ -65,6 +57,8 @@ async def show_resources(call: Call) -> web.Response:
 
 ENDPOINTS = (
     Endpoint(_URL, {"GET": list_pools, "POST": create_pool}),
-    Endpoint(_URL + "/{pool}", {"GET": show_pool, "PUT": replace_pool, "PATCH": patch_pool, "DELETE": delete_pool}),
+    Endpoint(
+        _URL + "/{pool}", {"GET": show_pool, **editing(StoragePoolPut, _editable, _update), "DELETE": delete_pool}
+    ),
     Endpoint(_URL + "/{pool}/resources", {"GET": show_resources}),
 )
