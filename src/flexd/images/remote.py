@@ -106,6 +106,18 @@ async def _chunks(part: aiohttp.BodyPartReader) -> AsyncIterator[bytes]:
         yield bytes(chunk)
 
 
+def check_copy(offer: Offer, found: str) -> None:
+    """The files must be those that the fingerprint names. A registry's image has a digest in its place, which nothing
+    here can be checked against."""
+    if found != offer.fingerprint and offer.properties.get("type") == "oci":
+        name = offer.properties.get("id", "")
+        raise BadRequest(
+            f'Failed copying image "{offer.fingerprint}": it was made of the OCI image "{name}", whose digest is its '
+            "fingerprint; fetch it from its registry instead"
+        )
+    check_fingerprint(offer.fingerprint, found)
+
+
 class _AliasAnswer(Struct):
     metadata: ImageAliasesEntry
 
@@ -142,7 +154,7 @@ class ServerFetch:
         url = f"{self._base}/{offer.fingerprint}/export"
         async with self._web.session(self._source.certificate) as session:
             await receive(session, url, self._query(), incoming, progress)
-        check_fingerprint(offer.fingerprint, incoming.fingerprint)
+        check_copy(offer, incoming.fingerprint)
         incoming.filename = offer.filename or incoming.filename
 
     async def _image(self, session: Session) -> Image:
