@@ -123,8 +123,12 @@ class Lifecycle:
         return "Frozen" if live.frozen else "Running"
 
     async def announce_ports(self, expanded: Expanded) -> None:
-        """Tell the networks of an instance that its addresses or name may have changed."""
-        await self._ports.announce(expanded)
+        """Tell the networks of an instance that its addresses or name may have changed. What was asked for is done by
+        then: should a network fail, it is told again when the instance, or the daemon, next starts."""
+        try:
+            await self._ports.announce(expanded)
+        except (FlexdError, OSError) as error:
+            log.error("Failed telling the networks of an instance of its addresses: %s", error)
 
     async def rebalance(self) -> None:
         """Spread what runs over the CPUs, where `limits.cpu` asks for it."""

@@ -122,11 +122,11 @@ class SnapshotDriver(DirectoryDriver):
             return
         async with self._at_work(kind, name):
             content = await self._content_of(volume, snapshot)
-            if content is None:
-                return
-            await self._hide(volume, snapshot)
-            await asyncio.to_thread((volume / _SNAPSHOTS / snapshot).unlink)
-            await self._drop(content)
+            if content is not None:
+                await self._hide(volume, snapshot)
+                await asyncio.to_thread((volume / _SNAPSHOTS / snapshot).unlink)
+                await self._drop(content)
+            # Also after one that was not made: its content may have been frozen already.
             await self._unstack(kind, volume)
 
     async def rename_snapshot(self, kind: VolumeKind, name: str, snapshot: str, new_snapshot: str) -> None:

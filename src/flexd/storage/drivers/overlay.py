@@ -249,10 +249,14 @@ class OverlayDriver(SnapshotDriver):
     async def _freeze_layer(self, kind: VolumeKind, volume: Path) -> str:
         """Instant. The new layer refers to the frozen one before that has its place, so nobody removes it."""
         content = self._pin(f"{FROZEN}/{self._staging().name.rpartition('-')[2]}")
-        await self._make_layer(volume / "layer.new", content)
-        await asyncio.to_thread((volume / "layer").rename, self._directory / content)
-        await asyncio.to_thread((volume / "layer.new").rename, volume / "layer")
-        await self._tidy(kind, volume)
+        try:
+            await self._make_layer(volume / "layer.new", content)
+            await asyncio.to_thread((volume / "layer").rename, self._directory / content)
+            await asyncio.to_thread((volume / "layer.new").rename, volume / "layer")
+            await self._tidy(kind, volume)
+        except BaseException:
+            self._pinned[content] -= 1  # or it could never be taken back
+            raise
         return content
 
     async def _make_layer(self, layer: Path, below: str) -> None:
