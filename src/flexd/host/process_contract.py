@@ -3,6 +3,7 @@
 
 import socket
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol
 
@@ -105,6 +106,11 @@ class Processes(Protocol):
 
     async def wait_exit(self, process: ProcessRef) -> None:
         """Return when the process is gone (pidfd_open(2), readable at exit), at once if it is; need not be a child."""
+        ...
+
+    def network_held(self, process: ProcessRef) -> AbstractAsyncContextManager[bool]:
+        """Within, its network namespace stays, whatever becomes of it (network_namespaces(7): an open file holds one);
+        False if the process is gone."""
         ...
 
     async def signal(self, process: ProcessRef, number: int) -> bool:

@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -148,6 +148,15 @@ class LinuxProcesses:
             loop.remove_reader(pidfd)
             os.close(pidfd)
 
+    @contextlib.asynccontextmanager
+    async def network_held(self, process: ProcessRef) -> AsyncIterator[bool]:
+        namespace = await self._threads.open(_open_network, process)
+        try:
+            yield namespace is not None
+        finally:
+            if namespace is not None:
+                os.close(namespace)
+
     async def signal(self, process: ProcessRef, number: int) -> bool:
         return await self._threads.run(_signal, process, number)
 
@@ -255,6 +264,18 @@ def _open_pidfd(process: ProcessRef) -> int | None:
         os.close(pidfd)
         return None
     return pidfd
+
+
+def _open_network(process: ProcessRef) -> int | None:
+    try:
+        namespace = os.open(f"/proc/{process.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # Asked after it was opened: until then the pid may have become somebody else's.
+    if identify(process.pid) != process:
+        os.close(namespace)
+        return None
+    return namespace
 
 
 def _signal(process: ProcessRef, number: int) -> bool:

@@ -272,7 +272,7 @@ class Actions:
         ]
 
     async def sever(self, record: InstanceRecord) -> None:
-        """Take away at once what would only delay its end."""
+        """Take away at once what would only delay its end; the clean-up says what cannot be removed."""
         await asyncio.gather(*(kind.sever(context) for kind, context in self._parts(record)), return_exceptions=True)
 
     async def _activate(self, args: Args, _progress: Progress) -> None:
@@ -293,13 +293,13 @@ class Actions:
 
     async def kill(self, record: InstanceRecord, container: RunningContainer) -> None:
         """End a container by force, at once. Its devices are cleaned up after its end, whoever ended it."""
-        severing = asyncio.gather(
-            *(kind.sever(context) for kind, context in self._parts(record)), return_exceptions=True
-        )  # the clean-up says what cannot be removed
-        try:
-            await self._runtime.kill(container)
-        finally:
-            await severing
+        # Links that are deleted while the kernel tears their namespace down crash some kernels (docs/hosts.md).
+        async with self._runtime.network_held(container) as held:
+            severing = asyncio.ensure_future(self.sever(record) if held else asyncio.sleep(0))
+            try:
+                await self._runtime.kill(container)
+            finally:
+                await severing
 
     # --- rename ---
 

@@ -6,6 +6,7 @@ restart at any time: nothing here is a child that dies with it, and `find` sees 
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -288,6 +289,10 @@ class Runtime(Protocol):
 
     async def shutdown(self, container: RunningContainer) -> None:
         """Ask init to power off with the signal that it wants (SIGRTMIN+3, SIGPWR, SIGUSR2…); returns at once."""
+        ...
+
+    def network_held(self, container: RunningContainer) -> AbstractAsyncContextManager[bool]:
+        """Within, its network namespace stays, also if the container ends; False if it has ended."""
         ...
 
     async def kill(self, container: RunningContainer) -> None:

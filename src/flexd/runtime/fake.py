@@ -4,6 +4,7 @@
 For tests of everything above. What happens inside a container (power off, console output) are methods for the test."""
 
 import asyncio
+import contextlib
 import errno
 import json
 import os
@@ -11,7 +12,7 @@ import select
 import shutil
 import subprocess
 import tty
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 from flexd.api.errors import BadRequest
@@ -242,6 +243,10 @@ class FakeRuntime:
     async def shutdown(self, container: RunningContainer) -> None:
         if self._is_live(container) and container.name not in self.ignoring_shutdown:
             self.end(container.name)
+
+    @contextlib.asynccontextmanager
+    async def network_held(self, container: RunningContainer) -> AsyncIterator[bool]:
+        yield self._is_live(container)
 
     async def kill(self, container: RunningContainer) -> None:
         if self._is_live(container):

@@ -4,6 +4,7 @@
 Nothing about what runs is remembered here: `find` asks the container's monitor, so a restarted daemon knows as much."""
 
 import asyncio
+import contextlib
 import errno
 import os
 import shutil
@@ -231,6 +232,9 @@ class LxcRuntime:
     async def shutdown(self, container: RunningContainer) -> None:
         number = await asyncio.to_thread(choose_signal, self._paths(container.name).config, container.init.pid)
         await self._host.processes.signal(container.init, number)
+
+    def network_held(self, container: RunningContainer) -> contextlib.AbstractAsyncContextManager[bool]:
+        return self._host.processes.network_held(container.init)
 
     async def kill(self, container: RunningContainer) -> None:
         await self._host.processes.signal(container.init, signal.SIGKILL)

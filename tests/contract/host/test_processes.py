@@ -117,6 +117,20 @@ async def test_a_later_process_of_the_same_pid_is_a_stranger(host: Host) -> None
     assert not await host.processes.is_alive(stranger)
     assert not await host.processes.signal(stranger, signal.SIGKILL)
     await host.processes.wait_exit(stranger)
+    async with host.processes.network_held(stranger) as held:
+        assert not held
+
+
+async def test_a_network_namespace_is_held(host: Host) -> None:
+    child = await host.processes.spawn(["sleep", "1000"])
+    process = await host.processes.identify(child.pid)
+    assert process is not None
+    async with host.processes.network_held(process) as held:
+        assert held
+        child.kill()
+        await child.wait()
+    async with host.processes.network_held(process) as held:
+        assert not held
 
 
 async def test_children(host: Host) -> None:

@@ -2,12 +2,13 @@
 """Processes in memory. Harmless programs that only transform data are run for real; others are answered by a script."""
 
 import asyncio
+import contextlib
 import inspect
 import itertools
 import os
 import signal as signals
 import socket
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 from flexd.host.contract import CommandFailed, Completed, Peer, ProcessRef, Spawned
@@ -172,6 +173,11 @@ class FakeProcesses:
             await child.wait()
         else:
             await self._real.wait_exit(process)
+
+    @contextlib.asynccontextmanager
+    async def network_held(self, process: ProcessRef) -> AsyncIterator[bool]:
+        self._recorder.note_reading("processes.network_held", process.pid)
+        yield await self._identify(process.pid) == process
 
     async def signal(self, process: ProcessRef, number: int) -> bool:
         self._recorder.note("processes.signal", process.pid, number)
