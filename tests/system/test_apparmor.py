@@ -116,7 +116,7 @@ def test_a_privileged_root_is_held(tiny: Machine):
 
 
 def test_an_unprivileged_root_mounts_what_is_its_own(tiny: Machine):
-    with running(tiny, "own") as name:
+    with running(tiny, "own", {"migration.stateful": "false"}) as name:
         for door in ("mount -t debugfs none /mnt", "mount -t ramfs none /mnt && mount -t bpf none /mnt/x"):
             assert run(tiny, name, door)[0] != 0, door
         assert (
