@@ -299,13 +299,13 @@ def main() -> None:
     sys.setrecursionlimit(20000)
     ids = ids_from(sys.stdin, inward=True)
     with contextlib.ExitStack() as stack:
-        known = None
-        if arguments.known:
-            stream: IO[bytes] = stack.enter_context(open(arguments.known, "rb"))
-            known = Listing(stream)
         try:
+            known = None
+            if arguments.known:
+                stream: IO[bytes] = stack.enter_context(open(arguments.known, "rb"))
+                known = Listing(stream)
             _run(arguments, ids, known, stack)
-        except (OSError, BadStream) as error:
+        except (OSError, BadStream, UnicodeDecodeError) as error:
             sys.exit(str(error))
 
 

@@ -163,7 +163,7 @@ async def test_wherever_the_link_breaks(a: House, b: House) -> None:
     total = await copy(a, b, wish("whole"))
     await b.delete("whole")
     for after in range(total):
-        source, sink = await begin(a, b, wish(), Scissors(after))
+        _, sink = await begin(a, b, wish(), Scissors(after))
         if sink.status == "Success":  # at most the goodbye was lost: it is there, and the source too
             await b.delete()
         assert b.host_state() == before, f"after {after} messages"

@@ -5,7 +5,7 @@ import asyncio
 import contextlib
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -22,13 +22,21 @@ async def made(make: Callable[[], T], discard: Callable[[T], None]) -> T:
         raise
 
 
+async def to_the_end(work: Awaitable[object]) -> None:
+    """See a short piece of clearing up to its end; a cancellation that arrives meanwhile has nothing left to stop."""
+    doing = asyncio.ensure_future(work)
+    while not doing.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.shield(doing)
+
+
 @contextlib.asynccontextmanager
 async def scratch_directory() -> AsyncIterator[Path]:
     path = await made(_new_directory, _remove)
     try:
         yield path
     finally:
-        await asyncio.shield(asyncio.to_thread(_remove, path))
+        await to_the_end(asyncio.to_thread(_remove, path))
 
 
 @contextlib.asynccontextmanager

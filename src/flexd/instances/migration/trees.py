@@ -17,7 +17,7 @@ from flexd.api.idmap import IdMap
 from flexd.host.contract import Host, Spawned
 from flexd.host.streams import make_pipe, read_some, write_all
 from flexd.instances.migration.peer import MigrationFailed, PeerGone
-from flexd.instances.migration.scratch import scratch_file
+from flexd.instances.migration.scratch import scratch_file, to_the_end
 from flexd.operations.contract import Channel
 
 Count = Callable[[int], None]
@@ -182,7 +182,7 @@ async def running(
         finally:
             if child is not None and child.returncode is None:
                 child.kill()
-                await child.wait()
+                await to_the_end(child.wait())
             # One that was killed by us was in the middle of it: another failure is under way.
             status = child.returncode if child is not None else None
             said = await asyncio.to_thread(_tail, messages) if status else ""
