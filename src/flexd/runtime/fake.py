@@ -10,7 +10,6 @@ import json
 import os
 import select
 import shutil
-import subprocess
 import tty
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 from flexd.api.errors import BadRequest
 from flexd.api.idmap import IdMap
 from flexd.host.contract import HostError, ProcessRef
+from flexd.host.fake.programs import Program, start_program
 from flexd.runtime.contract import (
     CheckpointFailed,
     ConsoleInUse,
@@ -57,7 +57,7 @@ class _Running:
 
 
 class FakeExecProcess:
-    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+    def __init__(self, process: Program) -> None:
         self._process = process
         self._waiting = asyncio.create_task(asyncio.to_thread(process.wait))
 
@@ -415,20 +415,7 @@ def _hung_up(slave: int) -> bool:
     return any(event & select.POLLHUP for _, event in poll.poll(0))
 
 
-def _start_program(
-    spec: ExecSpec, stdio: tuple[int, int, int], terminal: bool, root: Path
-) -> "subprocess.Popen[bytes]":
+def _start_program(spec: ExecSpec, stdio: tuple[int, int, int], terminal: bool, root: Path) -> Program:
     directory = root / spec.cwd.lstrip("/")
-    argv = list(spec.command)
-    if terminal:
-        # setsid(1) makes the terminal on stdin the controlling one, as liblxc does.
-        argv = ["setsid", "--ctty", "--wait", *argv]
-    return subprocess.Popen(
-        [Path(argv[0]).name, *argv[1:]],
-        stdin=stdio[0],
-        stdout=stdio[1],
-        stderr=stdio[2],
-        env=exec_environment(spec),
-        cwd=directory if directory.is_dir() else root,
-        start_new_session=not terminal,
-    )
+    where = directory if directory.is_dir() else root
+    return start_program(spec.command, stdio=stdio, env=exec_environment(spec), cwd=where, terminal=terminal)
