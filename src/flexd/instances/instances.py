@@ -35,6 +35,7 @@ _DAEMONS_KEYS = (
     "volatile.last_state.idmap",
     "volatile.last_state.power",
     "volatile.last_state.ready",
+    "volatile.migration.stateful",
 )
 
 

@@ -517,6 +517,28 @@ async def test_what_this_host_cannot_offer(home: House, entry: dict[str, str], m
     assert state(home) == before
 
 
+@pytest.mark.parametrize("nictype", ["macvlan", "physical", "bridged", "ipvlan", "sriov"])
+async def test_a_parent_that_vanished(home: House, nictype: str) -> None:
+    """The start says which interface is missing, and leaves the instance as it was; it starts once that is back."""
+    parent = Link("eth9", 99, "bridge" if nictype == "bridged" else "")
+    home.host.links.add(parent)
+    home.host.links.add(Link("eth9v0", 100))
+    home.host.links.functions_of["eth9"] = {0: "eth9v0"}
+    await home.act("stop", force=True)
+    await edit(home, x={"type": "nic", "nictype": nictype, "parent": "eth9"})
+    config, before = home.daemon.instances.show(PROJECT, "c1").config, home.host_state()
+    del home.host.links.by_name["eth9"]
+    with pytest.raises(FlexdError, match="eth9"):
+        await home.act("start")
+    assert home.status() == "Stopped"
+    assert home.daemon.instances.show(PROJECT, "c1").config == config
+    after = home.host_state()
+    assert {**after, "links": sorted([*after["links"], "eth9"])} == before  # type: ignore[misc]
+    home.host.links.add(parent)
+    await home.act("start")
+    assert home.status() == "Running"
+
+
 async def test_what_the_kernel_lacks_is_said(home: House) -> None:
     home.host.links.add(Link("eth9", 99))
     home.host.processes.answer("unshare", Completed(2, b"", b"Error: Unknown device type.\n"))
