@@ -13,6 +13,8 @@ import time
 
 from flexd.cli.errors import CliError
 from flexd.cli.evacuation_plan import (
+    HANDED_OVER,
+    LIVE,
     MIGRATE,
     ORIGIN,
     POWER,
@@ -33,6 +35,8 @@ from flexd.client.errors import ClientError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from flexd.cli.evacuation_plan import Instance
 
     Task = Callable[[], Row]
 
@@ -105,17 +109,45 @@ def evacuate(transport: Transport, here: Server, others: Sequence[Server], force
             return _task(job, "", lambda: transport.stop_for_good(job, here))
         room, fault = choose(job, rooms)
         if room is None:
-            return lambda: Row(job.label, job.action, error=fault)
+            return _failure(job, fault)
         there = servers[room.remote]
         return _task(job, there.remote, lambda: transport.move(job, here, there))
 
     planned = [
         plan(each, forced=forced, identity=here.identity, criu_problem=here.room.criu_problem)
         for each in here.instances
+        if not setting(each, HANDED_OVER)
     ]
     leaving = [job for job in planned if job.action != STOP or is_running(job.instance)]
     groups = [[task(job) for job in group] for group in in_stop_order(leaving)]
-    crew.work([list(_half_done(transport, here, others)), *groups])
+    crew.work([[*_shells(transport, here, others), *_half_done(transport, here, others)], *groups])
+
+
+def _shells(transport: Transport, here: Server, others: Sequence[Server]) -> Iterator[Task]:
+    """What live moves left here that were interrupted after the hand-over."""
+    for instance in here.instances:
+        if not setting(instance, HANDED_OVER):
+            continue
+        job = Job(instance, LIVE, setting(instance, ORIGIN))
+        there = next((server for server in others if _has_taken(server, instance)), None)
+        if there is None:
+            yield _failure(job, "it was handed over to a server that is none of these")
+        else:
+            yield _finish(transport, job, here, there)
+
+
+def _has_taken(server: Server, shell: Instance) -> bool:
+    """It is the same, not only of the same name: the mark went along, and stays until the move is finished."""
+    known = (each for each in server.instances if key_of(each) == key_of(shell))
+    return any(setting(each, ORIGIN) == setting(shell, ORIGIN) != "" for each in known)
+
+
+def _finish(transport: Transport, job: Job, here: Server, there: Server) -> Task:
+    return _task(job, there.remote, lambda: transport.finish(job, here, there))
+
+
+def _failure(job: Job, fault: str) -> Task:
+    return lambda: Row(job.label, job.action, error=fault)
 
 
 def _half_done(transport: Transport, here: Server, others: Sequence[Server]) -> Iterator[Task]:
@@ -135,12 +167,13 @@ def _arrival(transport: Transport, job: Job, server: Server) -> Task:
 def bring_home(transport: Transport, home: Server, others: Sequence[Server], crew: Crew) -> None:
     """All that was evacuated from this server comes back, and what was stopped is started."""
     places: dict[tuple[str, str], tuple[Job, Server]] = {}
+    gone = {key_of(instance) for instance in home.instances if setting(instance, HANDED_OVER)}
     for instance in home.instances:
-        if setting(instance, ORIGIN) == home.identity or setting(instance, POWER):
+        if (setting(instance, ORIGIN) == home.identity or setting(instance, POWER)) and key_of(instance) not in gone:
             places[key_of(instance)] = Job(instance, START, setting(instance, ORIGIN)), home
     for server in others:
         for instance in server.instances:
-            if setting(instance, ORIGIN) == home.identity:
+            if setting(instance, ORIGIN) == home.identity and not setting(instance, HANDED_OVER):
                 job = plan(instance, forced="", identity=home.identity, criu_problem=server.room.criu_problem)
                 if job.action == STOP:  # it has come to where it is, so it can go back
                     job.action = MIGRATE
@@ -152,11 +185,13 @@ def bring_home(transport: Transport, home: Server, others: Sequence[Server], cre
             return _arrival(transport, job, home)
         fault = unfit(job, home.room)
         if fault:
-            return lambda: Row(job.label, job.action, error=f"{home.remote} {fault}")
+            return _failure(job, f"{home.remote} {fault}")
         home.room.take(job)
         return _task(job, home.remote, lambda: transport.move(job, server, home))
 
-    crew.work([[task(job) for job in group] for group in in_start_order(job for job, _ in places.values())])
+    shells = [task for server in others for task in _shells(transport, server, [home])]
+    groups = [[task(job) for job in group] for group in in_start_order(job for job, _ in places.values())]
+    crew.work([shells, *groups])
 
 
 def print_rows(rows: Sequence[Row], form: str) -> None:

@@ -22,6 +22,10 @@ ACTIONS = (AUTO, LIVE, MIGRATE, STOP)
 ORIGIN = "volatile.evacuate.origin"
 POWER = "volatile.evacuate.power"
 RUNNING = "RUNNING"
+# Of a running instance that its daemon has made fit for a live move when it started.
+FIT = "volatile.migration.stateful"
+# Of what a live move has left: another server has it, and this one starts it no more.
+HANDED_OVER = "volatile.migration.handed_over"
 # What is tied to the hardware of one host.
 _TIED_DEVICES = ("gpu", "infiniband", "pci", "tpm", "unix-block", "unix-char", "unix-hotplug", "usb")
 _TIED_NICS = ("physical", "sriov")
@@ -115,8 +119,8 @@ def _plan_auto(instance: Instance, origin: str, criu_problem: str) -> Job:
         return Job(instance, STOP, origin, f"tied to this host by {', '.join(tied)}")
     if not is_running(instance):
         return Job(instance, MIGRATE, origin)
-    if setting(instance, "migration.stateful") not in _TRUE:
-        return Job(instance, MIGRATE, origin, "not live: migration.stateful is not set")
+    if setting(instance, FIT) not in _TRUE:
+        return Job(instance, MIGRATE, origin, "not live: it was not started fit for it (migration.stateful)")
     if criu_problem:
         return Job(instance, MIGRATE, origin, f"not live: {criu_problem}")
     return Job(instance, LIVE, origin, falls_back=True)

@@ -91,10 +91,17 @@ class Transport:
             _write(client, job, {ORIGIN: origin, POWER: ""})
         return Row(job.label, START, there.remote)
 
+    def finish(self, job: Job, here: Server, there: Server) -> Row:
+        """A live move that was interrupted after the hand-over: it runs there, and only a shell of it is here."""
+        with self._at(here, job) as (_, client):
+            client.perform("DELETE", path_of("instances", job.name))
+        self.arrive(job, there)
+        return Row(job.label, LIVE, there.remote)
+
     def _move_live(self, context: Context, client: Client, job: Job, here: Server, there: Server) -> str:
         """Why it could not go live, if it runs on and may be moved cold instead; empty if it went."""
         try:
-            self._relocate(context, job, here, there, "--live")
+            self._relocate(context, job, here, there)
         except (ClientError, CliError) as error:
             if not is_running(client.get(path_of("instances", job.name))):
                 raise
@@ -115,11 +122,11 @@ class Transport:
             self._unmark(client, job)
             raise
 
-    def _relocate(self, context: Context, job: Job, here: Server, there: Server, *options: str) -> None:
-        """As `flexc move` does it."""
+    def _relocate(self, context: Context, job: Job, here: Server, there: Server) -> None:
+        """As `flexc move` does it: what runs goes live."""
         from flexd.cli.commands.move import COMMAND
 
-        words = [f"{here.remote}:{job.name}", f"{there.remote}:", "--mode", self._mode, *options]
+        words = [f"{here.remote}:{job.name}", f"{there.remote}:", "--mode", self._mode]
         COMMAND.run(context, parse(COMMAND, words))
 
     def _mark(self, client: Client, job: Job) -> None:

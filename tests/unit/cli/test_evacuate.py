@@ -100,6 +100,32 @@ def test_what_was_moved_and_not_started_is_started(run: Run, two: FakeServer) ->
     }
 
 
+SHELL = {"volatile.migration.handed_over": "token", "volatile.evacuate.origin": HOME}
+
+
+def test_what_a_live_move_left_after_the_hand_over_goes(run: Run, two: FakeServer, server: FakeServer) -> None:
+    introduce(server, HOME, instance(status="Stopped", config=SHELL, expanded_config=SHELL))
+    marks = {"volatile.evacuate.origin": HOME, "volatile.evacuate.power": "RUNNING"}
+    introduce(two, "0123", instance(config=marks, expanded_config=marks))
+    server.work("DELETE", C1)
+    result = run("evacuate", "--to", "other:", "--force", "-f", "csv")
+    assert result.out.startswith("c1,live-migrate,other,")
+    assert len(server.requests("DELETE", C1)) == 1
+    assert two.requests("PUT", f"{C1}/state") == []
+    assert two.sent("PATCH", C1)["config"]["volatile.evacuate.power"] == ""
+
+
+@pytest.mark.parametrize("others", [[], [instance()]])
+def test_what_is_nowhere_else_is_not_deleted(run: Run, two: FakeServer, server: FakeServer, others: list[Any]) -> None:
+    """Nor if only an instance of the same name is there."""
+    introduce(server, HOME, instance(status="Stopped", config=SHELL, expanded_config=SHELL))
+    introduce(two, "0123", *others)
+    result = run("evacuate", "--to", "other:", "--force", "-f", "csv")
+    assert "handed over to a server that is none of these" in result.out
+    assert result.status == 1
+    assert server.requests("DELETE", C1) == []
+
+
 def test_restore_starts_what_was_stopped(run: Run, two: FakeServer, server: FakeServer) -> None:
     marks = {"volatile.evacuate.origin": HOME, "volatile.evacuate.power": "RUNNING"}
     introduce(server, HOME, instance(status="Stopped", config=marks, expanded_config=marks))
