@@ -9,7 +9,7 @@ from aiohttp import web
 from msgspec import Struct
 
 from flexd.projects.projects import Feature
-from flexd.projects.record import project_query
+from flexd.projects.record import DEFAULT_PROJECT, project_query
 from flexd.server import responses
 from flexd.server.call import Call
 
@@ -29,11 +29,14 @@ def list_response(
     *,
     key: str = "name",
     feature: Feature | None = None,
+    of_server: bool = False,
 ) -> web.Response:
     """The answer to GET of a collection. `names` is enough, and cheap, where neither objects nor a filter are asked
     for; `key` is the member that holds an object's name; with `feature` they are of the projects that own such things
-    for those of the request."""
+    for those of the request, with `of_server` of no project."""
     projects = call.projects if feature is None else call.owners(feature)
+    if of_server:
+        projects = (DEFAULT_PROJECT,)
     if not call.recursion and not call.filter.clauses:
         return responses.sync([object_url(collection, n, p) for p in projects for n in names(p)])
     found = [(project, value) for project in projects for value in call.filter.apply(show_all(project))]

@@ -415,6 +415,26 @@ async def test_an_edit_of_a_profile_counts_for_all_its_users(house: Client):
     assert (await house.call("PUT", "/1.0/profiles/size", {"config": {}})).status == 403
 
 
+async def test_what_is_the_servers_is_listed_once(house: Client):
+    await make(house)
+    for query in ("", P, "?all-projects=true"):
+        assert (await house.call("GET", f"/1.0/storage-pools{query}")).metadata == ["/1.0/storage-pools/default"]
+        recursive = f"/1.0/storage-pools{query}{'&' if query else '?'}recursion=1"
+        assert len((await house.call("GET", recursive)).metadata) == 1
+    everything = (await house.call("GET", "/1.0/warnings")).metadata
+    assert (await house.call("GET", "/1.0/warnings?all-projects=true")).metadata == everything
+    assert (await house.call("GET", f"/1.0/warnings{P}")).metadata == []
+
+
+async def test_networks_are_counted(house: Client):
+    assert await configure(house, {"limits.networks": "1"}, "default") == ""
+    made = await house.call("POST", "/1.0/networks", {"name": "fxpjb1", "config": {"ipv4.address": "198.18.52.1/24"}})
+    assert made.status == 201
+    more = await house.call("POST", "/1.0/networks", {"name": "fxpjb2", "config": {"ipv4.address": "198.18.53.1/24"}})
+    assert (more.status, 'used by network "fxpjb1", network "fxpjb2"' in more.error) == (403, True)
+    assert "is too low" in await configure(house, {"limits.networks": "0"}, "default")
+
+
 async def test_volumes_and_images_count_as_disk(house: Client):
     await make(house)
     image = tiny_image()

@@ -27,7 +27,11 @@ def _shown(call: Call, pool: StoragePool) -> StoragePool:
 async def list_pools(call: Call) -> web.Response:
     pools = call.services.pools
     return list_response(
-        call, _URL, lambda _project: pools.names(), lambda _project: [_shown(call, pool) for pool in pools.show_all()]
+        call,
+        _URL,
+        lambda _project: pools.names(),
+        lambda _project: [_shown(call, pool) for pool in pools.show_all()],
+        of_server=True,
     )
 
 

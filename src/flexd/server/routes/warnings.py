@@ -14,8 +14,12 @@ _URL = "/1.0/warnings"
 
 
 async def list_warnings(call: Call) -> web.Response:
-    warnings = call.services.warnings
-    return list_response(call, _URL, lambda _p: warnings.uuids(), lambda _p: warnings.show_all(), key="uuid")
+    """All, or those about a project that is named: what is about the server is about none, as in LXD."""
+    wanted = call.query("project")
+    shown = [each for each in call.services.warnings.show_all() if wanted in ("", each.project)]
+    return list_response(
+        call, _URL, lambda _p: [each.uuid for each in shown], lambda _p: shown, key="uuid", of_server=True
+    )
 
 
 def _editable(call: Call) -> WarningPut:
