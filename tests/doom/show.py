@@ -88,7 +88,7 @@ class Show:
 
     def launch(self) -> str:
         """Start the container; its address."""
-        self.place.flexc("launch", NAME, NAME)
+        self.place.flexc("launch", NAME, NAME, "-c", "migration.stateful=true")
         address: str = wait_until(self._address, _ADDRESS_TIMEOUT_S)
         return address
 
