@@ -2,10 +2,13 @@
 """Projects over the API of a whole daemon on fakes: made, changed, kept apart, limited and restricted."""
 
 import asyncio
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from msgspec import structs
 
+from flexd.api.times import now
 from tests.unit.server.conftest import Client, tiny_image
 
 ROOT = {"type": "disk", "path": "/", "pool": "default"}
@@ -566,3 +569,32 @@ async def test_keys_that_come_before_the_servers(house: Client):
     assert daemon._setting("p", "images.compression_algorithm") == "none"
     assert daemon._setting("default", "images.compression_algorithm") == "gzip"
     assert "is not known" in await configure(house, {"images.default_architecture": "zz"})
+
+
+async def test_cached_images_expire_by_their_projects_rule(house: Client):
+    """Two days unused: too long for one project, not for the server's ten days."""
+    await make(house, images__remote_cache_expiry="1")
+    images = house.daemon.images
+    for project in ("default", "p"):
+        operation = await house.done("POST", f"/1.0/images?project={project}", tiny_image())
+        fingerprint = operation["metadata"]["fingerprint"]
+        await images._registry.change(project, fingerprint, lambda record: structs.replace(record, cached=True))
+    await house.daemon.upkeep.tick(now() + timedelta(days=2))
+    assert images.fingerprints("default") == [fingerprint]
+    assert images.fingerprints("p") == []
+
+
+async def test_images_are_updated_at_their_projects_interval(house: Client):
+    await make(house)
+    assert await configure(house, {"images.auto_update_interval": "1"}, "p") == ""
+    assert await configure(house, {"images.auto_update_interval": "0"}, "default") == ""
+    for project in ("default", "p"):
+        await house.done("POST", f"/1.0/images?project={project}", tiny_image())
+    upkeep, start = house.daemon.upkeep, now()
+    due = {}
+    for hours in (1, 2):
+        at = start + timedelta(hours=hours, minutes=1)
+        due[hours] = [project for project in ("default", "p") if upkeep._is_due(project, at)]
+        await upkeep.tick(at)
+        assert not upkeep._is_due("p", at)
+    assert due == {1: ["p"], 2: ["p"]}
