@@ -142,7 +142,7 @@ def test_an_attached_volume_is_not_forgotten(clean: Hosts) -> None:
     assert b.instances() == {"c1": "Stopped"}
 
 
-# --- killed and cut -----------------------------------------------------------------------------------------------------
+# --- killed and cut ---
 
 
 def fill(person: Person, a: Host) -> None:
@@ -193,7 +193,7 @@ def _volumes(host: Host) -> list[str]:
     return sorted(path.name for path in (found / "containers").iterdir())
 
 
-# --- an LXD -------------------------------------------------------------------------------------------------------------
+# --- an LXD ---
 
 
 @pytest.mark.skipif(shutil.which("lxd") is None, reason="lxd is not installed")

@@ -161,6 +161,7 @@ class Driver(Protocol):
     KEYS: tuple[Key, ...]  # pool configuration
     VOLUME_KEYS: tuple[Key, ...]
     optimized_images: bool  # keeps an unpacked image per pool
+    shifted_on_disk: bool  # owners on disk are host ids under the container's map, rather than the container's own
 
     @property
     def streams(self) -> Streams | None:

@@ -44,6 +44,7 @@ class DirectoryDriver:
         Key("source", description="An existing empty directory; by default one below the daemon's own"),
         Key("volatile.initial_source", description="The source that was given when the pool was created"),
     )
+    shifted_on_disk = False
     VOLUME_KEYS: tuple[Key, ...] = (
         Key("size", kind="size", description="Limit of the volume's size, kept by a project quota"),
     )

@@ -366,6 +366,11 @@ class Pools:
     async def unmount(self, ref: VolumeRef) -> None:
         await self.driver(ref.pool).unmount_volume(ref.kind, ref.name)
 
+    def writing_idmap(self, ref: VolumeRef, idmap: IdMap) -> IdMap:
+        """The map to mount a volume under for writing its files from the host, when it will be used under `idmap`. An
+        idmapped mount takes no new file from the host's root, whom it does not map (EOVERFLOW)."""
+        return idmap if self.driver(ref.pool).shifted_on_disk else IdMap()
+
     async def sync(self, ref: VolumeRef) -> None:
         """Wait until all that was written to a volume's file system is on the disk."""
         await self._host.processes.run(["sync", "-f", os.fspath(self.volume_path(ref))])

@@ -85,7 +85,6 @@ async def test_what_is_refused_at_once(a: House) -> None:
         await a.daemon.volume_migration.create("default", PROJECT, wish())
     block = StorageVolumesPost(name="b1", type="custom", content_type="block", config={"size": "1MiB"})
     await a.daemon.volumes.create("default", PROJECT, block)
+    post = StorageVolumePost(name="b1", migration=True)
     with pytest.raises(BadRequest, match='volumes of content type "block" stay on their server'):
-        a.daemon.volume_migration.start(
-            "default", "custom", PROJECT, "b1", StorageVolumePost(name="b1", migration=True)
-        )
+        a.daemon.volume_migration.start("default", "custom", PROJECT, "b1", post)

@@ -284,7 +284,8 @@ class MigrationSink:
 
     async def _files(self, arrival: Arrival) -> None:
         """Another pass: what has changed at the source since the last one."""
-        ref, idmap = arrival.record.volume, current_idmap(arrival.record.config)
+        ref = arrival.record.volume
+        idmap = self._pools.writing_idmap(ref, current_idmap(arrival.record.config))
         async with self._root(ref, idmap) as root:
             await receive_tree(self._host, root, idmap, arrival.peer.fs, arrival.meter.of("changes"))
 
@@ -306,7 +307,7 @@ class MigrationSink:
 
             await self._pools.create_from_tree(ref, arrival.record.project, fill, size_bytes=arrival.size_bytes)
             return
-        idmap = current_idmap(arrival.record.config)
+        idmap = self._pools.writing_idmap(ref, current_idmap(arrival.record.config))
         async with self._root(ref, idmap) as root:
             if first:
                 await send_listing(self._host, root, idmap, channel, arrival.meter.quietly)

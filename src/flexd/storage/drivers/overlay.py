@@ -38,6 +38,7 @@ class OverlayDriver(SnapshotDriver):
     name = "overlay"
     version = "1"
     optimized_images = True
+    shifted_on_disk = True
 
     async def probe(self) -> str | None:
         features = await self._host.machine.features()
