@@ -421,7 +421,8 @@ def _moved(config: Config, sent: Config) -> Config:
     if not _is_moved(sent):
         return config
     config = {key: value for key, value in config.items() if key != APPLY_TEMPLATE}
-    due = {APPLY_TEMPLATE: sent[APPLY_TEMPLATE]} if APPLY_TEMPLATE in sent else {}
+    trigger = sent.get(APPLY_TEMPLATE, "")
+    due = {APPLY_TEMPLATE: trigger} if trigger in ("create", "copy", "rename") else {}
     return config | {INSTANCE_ID: sent[INSTANCE_ID]} | due
 
 
