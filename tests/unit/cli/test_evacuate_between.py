@@ -76,8 +76,10 @@ async def town(tmp_path: Path, blockbuster: BlockBuster) -> AsyncIterator[Town]:
 
 
 async def populate(home: House, count: int) -> None:
+    """Running ones that do not go live, c1 before c2."""
     for number in range(1, count + 1):
-        await home.create(f"c{number}", config={"boot.stop.priority": str(-number)})
+        config = {"boot.stop.priority": str(-number), "migration.stateful": "false"}
+        await home.create(f"c{number}", config=config)
         await home.act("start", f"c{number}")
 
 
