@@ -3,6 +3,7 @@
 
 import os
 import sys
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -154,8 +155,11 @@ async def test_what_is_moved_stays_the_same_instance(a: House, b: House) -> None
     assert b.daemon.instances.show(PROJECT, "c2").config["volatile.eth0.hwaddr"] != config["volatile.eth0.hwaddr"]
 
 
-async def test_wherever_the_link_breaks(a: House, b: House) -> None:
+async def test_wherever_the_link_breaks(a: House, b: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The source is as it was and the target has nothing, until all has arrived."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     await write(a, {"file": "x" * 200_000})
     await snapshot(a, "s0")
     await write(a, {"file": "y"})
@@ -169,7 +173,7 @@ async def test_wherever_the_link_breaks(a: House, b: House) -> None:
         assert b.host_state() == before, f"after {after} messages"
         assert a.daemon.instances.names(PROJECT) == ["c1"]
         assert await read(a) == {"file": "y"}
-    assert [path.name for path in Path("/tmp").glob("flexd-migration-*")] == []
+    assert list(scratch.iterdir()) == []
 
 
 async def test_whatever_step_of_the_target_fails(a: House, b: House) -> None:

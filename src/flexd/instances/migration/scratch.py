@@ -13,12 +13,14 @@ T = TypeVar("T")
 
 
 async def made(make: Callable[[], T], discard: Callable[[T], None]) -> T:
-    """The result of `make`, in a thread; discarded when it is there if nobody waits for it any more."""
+    """The result of `make`, in a thread; discarded if it is not wanted any more when it is there."""
     making = asyncio.ensure_future(asyncio.to_thread(make))
     try:
         return await asyncio.shield(making)
     except asyncio.CancelledError:
-        making.add_done_callback(lambda done: None if done.exception() else discard(done.result()))
+        await to_the_end(asyncio.wait([making]))
+        if making.exception() is None:
+            await to_the_end(asyncio.to_thread(discard, making.result()))
         raise
 
 
