@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether the kernel still lets anybody change networks, and which tests need that.
+
+A kernel that crashed while it held its rtnl lock (docs/hosts.md) holds it until the machine is booted again: whoever
+then asks for a network namespace or a list of links hangs for good, and cannot be killed. Such a test never ends.
+"""
+
+import functools
+import os
+import subprocess
+from pathlib import Path
+
+_PATIENCE_S = 20.0  # what takes a millisecond, on a machine with too much to do
+_HERE = Path(__file__).parent
+_ALWAYS = ("system", "bench", "doom")
+_REAL = ("contract/runtime", "contract/devices", "contract/network", "contract/host/test_links.py")
+
+
+@functools.cache
+def stuck() -> str:
+    """Why no test that needs a network can run here; "" if they can."""
+    if os.geteuid() != 0:
+        return ""
+    quiet = subprocess.DEVNULL  # what hangs must not hold the output of this run
+    argv = ["unshare", "--net", "true"]
+    probe = subprocess.Popen(argv, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
+    try:
+        probe.wait(_PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        probe.returncode = -1  # it will not end, and nobody must wait for it
+        return "this kernel's rtnl lock is stuck: unshare(CLONE_NEWNET) hangs (boot the machine again)"
+    return ""
+
+
+def needs_network(path: Path, name: str) -> bool:
+    """Whether a test changes this machine's networks; `name` is that of its parameters."""
+    place = path.relative_to(_HERE).as_posix()
+    if place.partition("/")[0] in _ALWAYS:
+        return True
+    return place.startswith(_REAL) and "real" in name.split("-")
