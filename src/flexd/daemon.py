@@ -41,6 +41,9 @@ from flexd.instances.lifecycle import Lifecycle
 from flexd.instances.limiter import Limiter
 from flexd.instances.logs import Logs
 from flexd.instances.metadata import Metadata, MetadataDocuments
+from flexd.instances.migration.arriving import Arriving
+from flexd.instances.migration.handovers import Handovers
+from flexd.instances.migration.live import LiveSource
 from flexd.instances.migration.rsync import Rsync
 from flexd.instances.migration.sink import MigrationSink
 from flexd.instances.migration.source import MigrationSource
@@ -262,6 +265,16 @@ class Daemon(Foundation):
     def _compose_migration(self, locks: Locks, resolver: Resolver, stills: Stills) -> MigrationSink:
         """Copies and moves from and to other servers."""
         rsync = Rsync(self._host, self.directory / "images" / ".stage")
+        self.handovers = Handovers(self._mirror, self.registry)
+        live = LiveSource(
+            host=self._host,
+            registry=self.registry,
+            lifecycle=self.lifecycle,
+            pools=self.pools,
+            locks=locks,
+            handovers=self.handovers,
+        )
+        self.arriving = Arriving(registry=self.registry, lifecycle=self.lifecycle, journal=self.journal, locks=locks)
         self.migration_source = MigrationSource(
             host=self._host,
             registry=self.registry,
@@ -270,6 +283,7 @@ class Daemon(Foundation):
             stills=stills,
             operations=self.operations,
             lxd=rsync,
+            live=live,
         )
         self.volume_migration = VolumeMigration(
             host=self._host,
@@ -294,6 +308,7 @@ class Daemon(Foundation):
             locks=locks,
             events=self.events,
             lxd=rsync,
+            arriving=self.arriving,
         )
 
     def _compose_edits(self, locks: Locks, actions: Actions, limiter: Limiter, resolver: Resolver) -> Edits:
@@ -443,6 +458,7 @@ class Daemon(Foundation):
             rebuild=self.rebuild,
             migration_source=self.migration_source,
             volume_migration=self.volume_migration,
+            handovers=self.handovers,
             publishing=self.publishing,
             profiles=self.profiles,
             warnings=self.warnings,
@@ -486,6 +502,8 @@ class Daemon(Foundation):
         await self.guest_server.start(self.directory / GUEST_DIRECTORY)
         resume = self.lifecycle.resume(gone, host_rebooted=host_rebooted)
         self._tasks.append(asyncio.create_task(resume, name="resume instances"))
+        await self.handovers.tidy()
+        self.arriving.resume()
         await self.warnings.refresh()
         volumes = (self.volume_snapshots.run_schedule, self.volume_backups.run_schedule)
         schedules = (self.snapshots.run_schedule, self.backups.run_schedule, *volumes)
@@ -507,6 +525,7 @@ class Daemon(Foundation):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.tokens.close()
+        await self.arriving.close()
         await self.operations.close()
         await self.guest_server.stop()
         await self.lifecycle.close()

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from flexd.api.errors import Forbidden
+from flexd.api.errors import FlexdError, Forbidden
 from flexd.api.units import is_true
 from flexd.devices.contract import DeviceContext, Kind
 from flexd.devices.devices import Devices
@@ -68,6 +68,8 @@ class Actions:
         self._templates = templates
         self._name_files = name_files
         self._directory = directory
+        # By running name: whether what was restored and waits may go on (returns), or must not (raises).
+        self.deciding: dict[str, Callable[[], Awaitable[None]]] = {}
         register = journal.register
         register("instances.record", self._record, self._unrecord)
         register("instances.volume", self._volume, self._unvolume)
@@ -244,7 +246,16 @@ class Actions:
         record, expanded = self._load(args)
         if await self._runtime.find(record.storage_name) is None:
             spec = await self.prepare_spec(record, expanded)
+            decide = self.deciding.get(record.storage_name)
+            if decide is None and record.config.get("volatile.migration.in_doubt"):
+                raise FlexdError(f'Instance "{record.name}" waits to know whether it is here')
             restore = await self._runtime.restore(spec, Path(args["images"]))
+            try:
+                if decide is not None:
+                    await decide()
+            except BaseException:
+                await restore.abort()
+                raise
             await restore.resume()
 
     async def prepare_spec(self, record: InstanceRecord, expanded: Expanded) -> ContainerSpec:

@@ -110,6 +110,8 @@ VOLATILE_KEYS = (
     Key("volatile.last_state.idmap"),
     Key("volatile.last_state.power"),
     Key("volatile.last_state.ready"),
+    Key("volatile.migration.handed_over"),
+    Key("volatile.migration.in_doubt"),
     Key("volatile.migration.stateful"),
     Key("volatile.uuid"),
     Key("volatile.*"),

@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -34,7 +35,7 @@ from flexd.operations.journal import Journal
 from flexd.operations.locks import Locks
 from flexd.operations.operations import Operation, Operations
 from flexd.operations.undo import Undo
-from flexd.runtime.contract import Ended, RunningContainer, Runtime
+from flexd.runtime.contract import Dump, Ended, RunningContainer, Runtime
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,23 @@ class _Live:
         self.ended = asyncio.Event()  # everything is cleaned up
         self.asked: Literal["", "stop", "restart"] = ""  # by a request here, so not by the container itself
         self.task: asyncio.Task[None] | None = None
+
+
+class Leaving:
+    """A container that stands still, on its way to another server."""
+
+    def __init__(self, lifecycle: "Lifecycle", record: InstanceRecord, live: _Live, dump: Dump) -> None:
+        self._lifecycle, self._record, self._live, self._dump = lifecycle, record, live, dump
+
+    async def stay(self) -> None:
+        await self._dump.resume()
+
+    async def go(self) -> None:
+        """It runs elsewhere: end it, without a word to its peers."""
+        self._live.asked = "stop"
+        await self._lifecycle.sever(self._record)
+        await self._dump.finish()
+        await self._live.ended.wait()
 
 
 class Lifecycle:
@@ -188,6 +206,10 @@ class Lifecycle:
         action = self._check_name(put.action)
         if put.stateful and action == "start" and not record.stateful and self.status(record) == "Stopped":
             raise BadRequest(f'Failed to start instance "{record.name}": Instance has no existing state to restore')
+        if action == "start" and record.config.get("volatile.migration.handed_over"):
+            raise BadRequest(
+                f'Failed to start instance "{record.name}": it was moved to another server while it ran; delete it here'
+            )
         if not self._fits(record, action):
             status = self.status(record)
             raise BadRequest(
@@ -232,13 +254,30 @@ class Lifecycle:
         """Have something done before each start, with the instance's lock held; it must not raise."""
         self._before_start.append(hook)
 
+    async def arrive(self, project: str, name: str, decide: Callable[[], Awaitable[None]]) -> None:
+        """Start from the state that another server has sent; `decide` is asked when all of it is there and waits. The
+        lock is held."""
+        running_name = self._registry.instance(project, name).storage_name
+        self._actions.deciding[running_name] = decide
+        try:
+            await self._start(project, name, stateful=True)
+        finally:
+            del self._actions.deciding[running_name]
+        container = self.running(self._registry.instance(project, name))
+        if container is not None:
+            await self._runtime.announce(container)
+
+    async def go_on(self, project: str, name: str) -> None:
+        """Start from a state that has arrived, after a crash. The lock is held."""
+        await self._start(project, name, stateful=True)
+
     async def _start(self, project: str, name: str, *, stateful: bool = False) -> None:
         """`stateful`: from its saved state, which stays if that fails; else a state that was saved is dropped."""
-        for hook in self._before_start:
+        for hook in self._before_start if not stateful else ():
             await hook(self._registry.instance(project, name))
         if not stateful and self._registry.instance(project, name).stateful:
             await self.saving.forget(self._registry.instance(project, name))
-        record = await self._prepare_start(project, name)
+        record = await self._prepare_start(project, name, stateful=stateful)
         images = str(self.saving.images(record)) if stateful else ""
         async with self._locks.hold(record.root_key, "start"), Undo() as undo:
             undo.push(self._note_power, project, name, "STOPPED")
@@ -269,7 +308,7 @@ class Lifecycle:
         async with self._locks.hold(devices_key(record), "cleanup"):
             await self._clean_up(record, ended, again=False, asked=False)
 
-    async def _prepare_start(self, project: str, name: str) -> InstanceRecord:
+    async def _prepare_start(self, project: str, name: str, *, stateful: bool = False) -> InstanceRecord:
         """Choose the id map, fill in volatile keys, check the host; one write before anything happens."""
         found = self._registry.find(project, name)
         record = found.value
@@ -281,7 +320,7 @@ class Lifecycle:
             "volatile.idmap.current": config["volatile.idmap.next"],
             "volatile.last_state.idmap": config["volatile.idmap.next"],
             "volatile.last_state.power": "RUNNING",
-            STARTED: "true" if await self._fit(expanded.config) else "false",
+            STARTED: "true" if stateful or await self._fit(expanded.config) else "false",
         }
         config |= await self._readings(record, config, expanded)
         attached = attached_devices(config, expanded.devices)
@@ -309,6 +348,14 @@ class Lifecycle:
         return found
 
     # --- stop ---
+
+    async def leave(self, record: InstanceRecord, images: Path) -> "Leaving":
+        """Save it for another server; it stands still until it is known whether it goes. The lock is held."""
+        live = self._live[record.storage_name]
+        return Leaving(self, record, live, await self.saving.dump(record, live.container, images))
+
+    async def sever(self, record: InstanceRecord) -> None:
+        await self._actions.sever(record)
 
     async def _save_and_stop(self, record: InstanceRecord) -> None:
         """With its state, which is where a stateful start goes on; it runs on if that cannot be saved."""

@@ -20,7 +20,7 @@ from flexd.operations.undo import Undo
 from flexd.runtime.contract import Dump, Obstacle, RunningContainer, Runtime
 from flexd.storage.pools import Pools
 
-_STATE, _NEW, _OF_SNAPSHOTS = "instance", "instance.new", "snapshots"
+_STATE, _NEW, _LEAVING, _OF_SNAPSHOTS = "instance", "instance.new", "leaving", "snapshots"
 
 
 class Saving:
@@ -81,6 +81,10 @@ class Saving:
 
     def images(self, record: InstanceRecord) -> Path:
         return self._place(record, _STATE)
+
+    def leaving(self, record: InstanceRecord) -> Path:
+        """Where its state is while it is moved to another server."""
+        return self._place(record, _LEAVING)
 
     def of_snapshot(self, record: InstanceRecord, snapshot: str) -> Path:
         return self._place(record, _OF_SNAPSHOTS) / snapshot

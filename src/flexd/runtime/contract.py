@@ -275,6 +275,10 @@ class Runtime(Protocol):
         `RestoreFailed` if it cannot be done. The images are read, also changed, and stay the caller's."""
         ...
 
+    async def announce(self, container: RunningContainer) -> None:
+        """Tell its networks that its addresses are here now: it has moved."""
+        ...
+
     async def find(self, name: str) -> RunningContainer | None:
         """The running container of this name, whoever started it and whenever."""
         ...

@@ -132,6 +132,7 @@ class FakeRuntime:
         self.specs: dict[str, ContainerSpec] = {}  # what each container was started with last
         self.failing: dict[str, str] = {}  # name -> why its next start fails
         self.failing_calls: dict[str, str] = {}  # method ("add_mount") -> why it fails from now on
+        self.announced: list[str] = []
         self.ignoring_shutdown: set[str] = set()
         self.unsavable: dict[str, str] = {}  # name -> why its state cannot be saved
         self.lacks: dict[str, str] = {}  # what `missing` says
@@ -229,6 +230,9 @@ class FakeRuntime:
         running.frozen = True
         running.said = (state or {}).get("commands", "").encode()
         return FakeRestore(self, running, container)
+
+    async def announce(self, container: RunningContainer) -> None:
+        self.announced.append(container.name)
 
     async def find(self, name: str) -> RunningContainer | None:
         running = self._running.get(name)

@@ -288,6 +288,9 @@ class LxcRuntime:
             raise
         return HeldRestore(started, self._settle_restored, self._give_up)
 
+    async def announce(self, container: RunningContainer) -> None:
+        await self._ask("a", _init(container), f'announce the addresses of "{container.name}"')
+
     async def _settle_restored(self, started: Started) -> RunningContainer:
         container = await self.find(started.paths.name)
         if container is None:

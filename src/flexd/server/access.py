@@ -46,7 +46,7 @@ BY_METHOD: Mapping[str, frozenset[str]] = {
     "/1.0/certificates/{fingerprint}": _READ | {"PUT", "PATCH"},
 }
 # Named so that nobody wonders whether they were forgotten.
-ADMINISTRATORS_ONLY = ("/1.0/warnings",)
+ADMINISTRATORS_ONLY = ("/1.0/handovers/{token}", "/1.0/warnings")
 # Lists of several projects (`all-projects=true`): they show the caller's.
 ACROSS_PROJECTS = frozenset(
     {

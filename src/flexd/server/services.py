@@ -18,6 +18,7 @@ from flexd.instances.instances import Instances
 from flexd.instances.lifecycle import Lifecycle
 from flexd.instances.logs import Logs
 from flexd.instances.metadata import Metadata
+from flexd.instances.migration.handovers import Handovers
 from flexd.instances.migration.source import MigrationSource
 from flexd.instances.migration.volumes import VolumeMigration
 from flexd.instances.ports import PortList
@@ -67,6 +68,7 @@ class Services:
     rebuild: Rebuild
     migration_source: MigrationSource
     volume_migration: VolumeMigration
+    handovers: Handovers
     publishing: Publishing
     profiles: Profiles
     snapshots: Snapshots

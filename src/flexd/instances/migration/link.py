@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from msgspec import Struct
+
 from flexd.api.errors import BadRequest
 from flexd.host.keepalive import keep_alive
 from flexd.instances.migration.peer import MigrationFailed, Peer
@@ -26,14 +28,11 @@ class Far:
     """Where to connect, checked: an operation of another server, its certificate, and the secrets of its channels."""
 
     def __init__(self, operation: str, certificate: str, secrets: Mapping[str, str]) -> None:
-        parts = urlsplit(operation)
-        if parts.scheme != "https" or not parts.hostname or _OPERATION.fullmatch(parts.path) is None:
-            raise BadRequest(f'Invalid migration operation "{operation}": expected https://HOST/1.0/operations/ID')
+        self.address = _address(operation)
         missing = {"control", "fs"} - secrets.keys()
         if missing:
             raise BadRequest(f"Invalid migration: the secret of {', '.join(sorted(missing))} is missing")
-        self.address = parts.netloc
-        self._url = f"wss://{parts.netloc}{parts.path}/websocket"
+        self._url = f"wss://{self.address}{urlsplit(operation).path}/websocket"
         self._secrets = dict(secrets)
         self._fingerprint = _fingerprint(certificate) if certificate else None
 
@@ -66,6 +65,39 @@ class Far:
             raise MigrationFailed(f"Failed connecting to {self.address}: {_reason(error)}") from error
         keep_alive(websocket.get_extra_info("socket"))
         return FarChannel(websocket)
+
+
+class Asked(Struct, frozen=True):
+    """A server that can be asked about a handover. `fingerprint`: SHA-256 of its certificate's DER in hexadecimal;
+    empty: one that is trusted anyway."""
+
+    address: str
+    fingerprint: str = ""
+
+    @classmethod
+    def of(cls, operation: str, certificate: str) -> "Asked":
+        """By an operation of it, as clients name it."""
+        return cls(_address(operation), _fingerprint(certificate).hex() if certificate else "")
+
+
+async def ask_source(asked: Asked, token: str) -> bool:
+    """Whether the other server has handed over what it calls by this token; it does not after it has said no."""
+    import aiohttp
+
+    pin: Any = aiohttp.Fingerprint(bytes.fromhex(asked.fingerprint)) if asked.fingerprint else True
+    timeout = aiohttp.ClientTimeout(total=_CONNECT_S)
+    try:
+        async with (
+            aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=pin), timeout=timeout) as session,
+            session.post(f"https://{asked.address}/1.0/handovers/{token}") as response,
+        ):
+            answer = await response.json()
+    except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+        raise MigrationFailed(f"Failed asking {asked.address}: {_reason(error)}") from error
+    found = answer.get("metadata") if response.status == 200 and isinstance(answer, dict) else None
+    if not isinstance(found, dict) or not isinstance(found.get("handed_over"), bool):
+        raise MigrationFailed(f"Failed asking {asked.address}: it answered {response.status}")
+    return bool(found["handed_over"])
 
 
 class FarChannel:

@@ -57,14 +57,29 @@ class Offer(Struct):
     dates: dict[str, Dates] = field(default_factory=dict)
     kept: dict[str, MetadataRecord] = field(default_factory=dict)
     keeps: dict[str, str] = field(default_factory=dict)
-    live: bool = False
+    running: "Running | None" = None
+
+
+class Running(Struct):
+    """What the state of an instance that is to go on running leans on, at one end. `token` names the decision who goes
+    on; `processor` holds the names of its features."""
+
+    criu_version: str
+    kernel_version: str
+    architecture: str
+    cgroup_mode: str
+    processor: list[str]
+    memory_bytes: int
+    token: str = ""
+    idmap: str = ""
 
 
 class Answer(Struct):
-    """Of a target of ours. `listing`: it has files already and tells first which."""
+    """Of a target of ours. `listing`: it has files already and tells first which. `live`: it takes it running."""
 
     version: int = VERSION
     listing: bool = False
+    live: bool = False
 
 
 class Phase(Struct):

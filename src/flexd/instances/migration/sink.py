@@ -5,6 +5,7 @@ A new copy is made whole or not at all; one that is refreshed keeps what has arr
 short goes on where it was. Nothing that the source sends is trusted.
 """
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -24,13 +25,25 @@ from flexd.instances.check import root_size_bytes
 from flexd.instances.firstboot import APPLY_TEMPLATE, INSTANCE_ID
 from flexd.instances.lifecycle import Lifecycle
 from flexd.instances.metadata import MetadataDocuments
-from flexd.instances.migration.link import Far
+from flexd.instances.migration.arriving import IN_DOUBT, Arriving, doubt_of
+from flexd.instances.migration.link import Asked, Far
+from flexd.instances.migration.live import misfits, running_facts
 from flexd.instances.migration.messages import BadMessage, Header
 from flexd.instances.migration.meter import Meter
-from flexd.instances.migration.offer import RSYNC_FEATURES, Answer, Offer, Phase, compare, read_offer, take_over
+from flexd.instances.migration.offer import (
+    RSYNC_FEATURES,
+    Answer,
+    Offer,
+    Phase,
+    Running,
+    compare,
+    read_offer,
+    take_over,
+)
 from flexd.instances.migration.peer import Peer
 from flexd.instances.migration.rsync import Rsync
-from flexd.instances.migration.source import awaited, ending
+from flexd.instances.migration.source import CHANNELS, LIVE_CHANNELS, awaited, ending
+from flexd.instances.migration.state import receive_state
 from flexd.instances.migration.trees import receive_tree, send_listing
 from flexd.instances.record import Config, Expanded, InstanceRecord, SnapshotRecord
 from flexd.instances.registry import Registry
@@ -47,6 +60,9 @@ from flexd.store.contract import RevisionConflict
 
 Args = dict[str, Any]
 
+# What a state has beside memory: the kernel's objects, and files that were deleted but are open.
+_STATE_BYTES = 4 << 30
+
 
 class Arrival(Struct):
     """A migration that is under way: what the journalled step that receives it works with. A daemon that starts again
@@ -61,6 +77,7 @@ class Arrival(Struct):
     meter: Meter
     image: ImageRecord | None = None
     refresh: bool = False
+    live: bool = False
     surplus: list[str] = []
     moved: bool = False
 
@@ -82,6 +99,7 @@ class MigrationSink:
         locks: Locks,
         events: Events,
         lxd: Rsync,
+        arriving: Arriving,
     ) -> None:
         self._host = host
         self._registry = registry
@@ -97,23 +115,22 @@ class MigrationSink:
         self._events = events
         self._lxd = lxd
         self._arrivals: dict[str, Arrival] = {}
-        self._phases: dict[str, Callable[[Arrival], Awaitable[None]]] = {"files": self._files}
+        self._arriving = arriving
+        self._phases: dict[str, Callable[[Arrival], Awaitable[None]]] = {
+            "files": self._files,
+            "frozen": self._frozen,
+        }
         journal.register("migration.receive", self._receive, self._unreceive)
         journal.register("migration.refresh", self._receive)
         journal.register("migration.snapshots", self._record_snapshots)
         journal.register("migration.answer", self._answer_well)
-
-    def on_phase(self, what: str, handler: Callable[[Arrival], Awaitable[None]]) -> None:
-        """What to do when the source announces this (`offer.Phase`)."""
-        self._phases[what] = handler
 
     async def create(self, project: str, post: InstancesPost) -> Operation:
         """Every fault that is not about what arrives is told before anything does."""
         source = post.source
         if source.mode not in ("pull", "push", ""):
             raise BadRequest(f'Failed migrating instance: mode "{source.mode}" is not known (pull, push)')
-        if source.live and not await self._can_live():
-            raise BadRequest("Failed migrating instance: live migration is not possible here")
+        asked = Asked.of(source.operation, source.certificate) if source.operation else None
         far = Far(source.operation, source.certificate, source.secrets) if source.mode != "push" else None
         if source.refresh and self._registry.instances.get(project, post.name) is not None:
             record = self._registry.instance(project, post.name)
@@ -122,25 +139,25 @@ class MigrationSink:
             name = self._resolver.free_name(project, post.name)
             record, _ = await self._resolver.record(project, name, _wanted(post))
         resources = {"instances": [record.url]}
+        channels = LIVE_CHANNELS if source.live and asked is not None else CHANNELS
 
         async def run(operation: Operation) -> None:
-            async with far.connect() if far is not None else awaited(operation) as peer, ending(peer):
-                await self._arrive(project, record.name, post, operation, peer)
+            async with far.connect() if far is not None else awaited(operation, channels) as peer, ending(peer):
+                await self._arrive(project, record.name, post, operation, peer, asked)
 
         kind: Any = "task" if far is not None else "websocket"
         operation = self._operations.start(kind, "Creating instance", project, resources, run, may_cancel=True)
         if far is None:
-            operation.update({name: operation.expect_channel(name) for name in ("control", "fs")})
+            operation.update({name: operation.expect_channel(name) for name in channels})
         return operation
-
-    async def _can_live(self) -> bool:
-        return False
 
     def _check_refresh(self, record: InstanceRecord) -> None:
         if self._lifecycle.running(record) is not None:
             raise BadRequest(f'Failed refreshing instance "{record.name}": Cannot refresh a running instance')
 
-    async def _arrive(self, project: str, name: str, post: InstancesPost, operation: Operation, peer: Peer) -> None:
+    async def _arrive(
+        self, project: str, name: str, post: InstancesPost, operation: Operation, peer: Peer, asked: Asked | None
+    ) -> None:
         header = await peer.receive_header()
         offer = read_offer(header)
         async with self._locks.hold(f"instance/{project}/{name}", "migrate"):
@@ -151,12 +168,42 @@ class MigrationSink:
                 arrival, expanded = await self._refreshed(known.value, header, offer, post, operation, peer)
             else:
                 arrival, expanded = await self._new(project, name, header, offer, post, operation, peer)
+            if offer is not None and offer.running is not None and asked is not None:
+                await self._doubt(arrival, offer.running, asked)
             await peer.send_header(self._answer(arrival))
             arrival.moved = _is_moved(post.config)
             await peer.during(self._carry_out(arrival, operation))
+            if arrival.live:
+                await self._arriving.take_over(arrival.record, peer)
+                await peer.succeed()
         await self._lifecycle.announce_ports(expanded)
         action = "instance-updated" if arrival.refresh else "instance-created"
         self._events.lifecycle(action, arrival.record.url, project, {"type": arrival.record.type})
+
+    async def _doubt(self, arrival: Arrival, theirs: Running, asked: Asked) -> None:
+        """It is to go on running: see that it can, and note how to ask the source whether it does."""
+        name, criu = arrival.record.name, await self._host.criu.facts()
+        faults = misfits(theirs, await running_facts(self._host, 0), criu)
+        if arrival.refresh:
+            faults.append("a copy cannot be refreshed with one that goes on running")
+        if theirs.idmap != arrival.record.config.get("volatile.idmap.next", theirs.idmap):
+            faults.append("it would have other ids here (security.idmap.*)")
+        if faults:
+            raise BadRequest(f'Failed moving instance "{name}" while it runs: ' + "; ".join(faults))
+        config = arrival.record.config | {IN_DOUBT: doubt_of(asked, theirs.token)}
+        arrival.record = msgspec.structs.replace(arrival.record, config=config)
+        arrival.live = True
+
+    async def _frozen(self, arrival: Arrival) -> None:
+        """It stands still at the source: its state, and the last of its files."""
+        running = arrival.offer.running if arrival.offer is not None else None
+        if arrival.peer.criu is None or running is None or not arrival.live:
+            raise BadMessage("a state that was not announced")
+        images = self._lifecycle.saving.images(arrival.record)
+        most_bytes = _STATE_BYTES + 2 * running.memory_bytes
+        await asyncio.gather(
+            self._files(arrival), receive_state(images, arrival.peer.criu, arrival.meter.of("state"), most_bytes)
+        )
 
     # --- what it becomes ---
 
@@ -219,7 +266,7 @@ class MigrationSink:
         answer = Header(fs=0, snapshot_names=names, snapshots=wanted, refresh=arrival.refresh)
         answer.rsync = [feature for feature in RSYNC_FEATURES if feature in (arrival.header.rsync or ())]
         if arrival.offer is not None:
-            answer.flexd = msgspec.json.encode(Answer(listing=_has_base(arrival)))
+            answer.flexd = msgspec.json.encode(Answer(listing=_has_base(arrival), live=arrival.live))
         return answer
 
     # --- receiving ---
@@ -347,6 +394,8 @@ class MigrationSink:
         """Tell the source that all is here. If it can't be told, all is taken back: a client that saw one side fail
         keeps what it has at the source."""
         arrival = self._arrivals[args["arrival"]]
+        if arrival.live:  # there is more to come
+            return
         if arrival.moved:  # its source is about to be deleted
             await self._pools.sync(arrival.record.volume)
         await arrival.peer.succeed()

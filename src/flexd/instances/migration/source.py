@@ -21,6 +21,7 @@ from flexd.host.contract import Host
 from flexd.instances.lifecycle import Lifecycle
 from flexd.instances.metadata import MetadataDocuments
 from flexd.instances.migration.link import Far
+from flexd.instances.migration.live import LiveSource
 from flexd.instances.migration.meter import Meter
 from flexd.instances.migration.offer import Dates, Offer, Phase, make_offer, read_answer
 from flexd.instances.migration.peer import MigrationFailed, Peer
@@ -34,6 +35,8 @@ from flexd.operations.operations import Operation, Operations
 
 Target = InstancePostTarget | StorageVolumePostTarget | None
 
+CHANNELS = ("control", "fs")
+LIVE_CHANNELS = (*CHANNELS, "criu")
 # How long a client may take to connect the target, which first checks what it is asked for.
 _CONNECT_S = 60.0
 
@@ -59,7 +62,9 @@ class MigrationSource:
         stills: Stills,
         operations: Operations,
         lxd: Rsync,
+        live: LiveSource,
     ) -> None:
+        self._live = live
         self._host = host
         self._registry = registry
         self._lifecycle = lifecycle
@@ -72,11 +77,20 @@ class MigrationSource:
         record = self._registry.instance(project, name)
         wish = Wish(project, name, alone=post.instance_only or post.container_only, live=post.live)
         if wish.live and self._lifecycle.running(record) is not None:
-            raise BadRequest(
-                f'Failed migrating instance "{name}": it is running, and live migration is not possible here; stop it, '
-                "or copy it as it is (--stateless)"
-            )
+            return self._start_live(record, wish, post)
         return start_source(self._operations, record.url, project, post.target, lambda *args: self._send(wish, *args))
+
+    def _start_live(self, record: InstanceRecord, wish: Wish, post: InstancePost) -> Operation:
+        if post.target is not None:
+            raise BadRequest(
+                f'Failed migrating instance "{wish.name}": it is running, and one that runs is pulled by its target, '
+                "not pushed (--mode pull); stop it, or copy it as it is (--stateless)"
+            )
+
+        async def send(operation: Operation, peer: Peer) -> None:
+            await self._live.send(wish.project, wish.name, wish.alone, self._offer, operation, peer)
+
+        return start_source(self._operations, record.url, wish.project, None, send, channels=LIVE_CHANNELS)
 
     def start_snapshot(self, project: str, name: str, snapshot: str, post: InstanceSnapshotPost) -> Operation:
         """A snapshot, as if it were an instance."""
@@ -128,29 +142,35 @@ class MigrationSource:
 
 
 def start_source(
-    operations: Operations, url: str, project: str, target: Target, send: Any, what: str = "instance"
+    operations: Operations,
+    url: str,
+    project: str,
+    target: Target,
+    send: Any,
+    what: str = "instance",
+    channels: Sequence[str] = CHANNELS,
 ) -> Operation:
     """The operation of a source, that waits for its channels or connects to the target's."""
     far = Far(target.operation, target.certificate, target.secrets) if target is not None else None
 
     async def run(operation: Operation) -> None:
-        async with far.connect() if far is not None else awaited(operation) as peer, ending(peer):
+        async with far.connect() if far is not None else awaited(operation, channels) as peer, ending(peer):
             await send(operation, peer)
 
     kind: Any = "task" if far is not None else "websocket"
     resources = {f"{what}s".replace("volumes", "storage_volumes"): [url]}
     operation = operations.start(kind, f"Migrating {what}", project, resources, run, may_cancel=True)
     if far is None:
-        operation.update({name: operation.expect_channel(name) for name in ("control", "fs")})
+        operation.update({name: operation.expect_channel(name) for name in channels})
     return operation
 
 
 @contextlib.asynccontextmanager
-async def awaited(operation: Operation) -> AsyncIterator[Peer]:
+async def awaited(operation: Operation, names: Sequence[str] = CHANNELS) -> AsyncIterator[Peer]:
     """The peer, when somebody has connected all the channels of an operation."""
     try:
         async with asyncio.timeout(_CONNECT_S):
-            channels = [await operation.channel(name) for name in ("control", "fs")]
+            channels = [await operation.channel(name) for name in names]
     except TimeoutError as error:
         raise MigrationFailed(f"Nobody connected to the migration within {_CONNECT_S:.0f} s") from error
     peer = Peer(*channels)

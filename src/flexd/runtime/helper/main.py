@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 
-from flexd.runtime.helper import console, exec, files, mount, proxy, supervise, wire
+from flexd.runtime.helper import announce, console, exec, files, mount, proxy, supervise, wire
 from flexd.runtime.helper.liblxc import Library
 
 # LXD's names for what liblxc can do (`environment.lxc_features`).
@@ -88,6 +88,8 @@ def _dispatch(library: Library, kind: str, connection: socket.socket, fds: list[
             mount.serve_remove(connection)
         case "n":
             supervise.serve(connection, fds)
+        case "a":
+            announce.serve(connection)
         case "g":
             _write_cgroup(library, connection)
 
