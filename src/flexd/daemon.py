@@ -43,7 +43,6 @@ from flexd.instances.logs import Logs
 from flexd.instances.metadata import Metadata, MetadataDocuments
 from flexd.instances.migration.arriving import Arriving
 from flexd.instances.migration.handovers import Handovers
-from flexd.instances.migration.live import LiveSource
 from flexd.instances.migration.rsync import Rsync
 from flexd.instances.migration.sink import MigrationSink
 from flexd.instances.migration.source import MigrationSource
@@ -266,14 +265,6 @@ class Daemon(Foundation):
         """Copies and moves from and to other servers."""
         rsync = Rsync(self._host, self.directory / "images" / ".stage")
         self.handovers = Handovers(self._mirror, self.registry)
-        live = LiveSource(
-            host=self._host,
-            registry=self.registry,
-            lifecycle=self.lifecycle,
-            pools=self.pools,
-            locks=locks,
-            handovers=self.handovers,
-        )
         self.arriving = Arriving(registry=self.registry, lifecycle=self.lifecycle, journal=self.journal, locks=locks)
         self.migration_source = MigrationSource(
             host=self._host,
@@ -283,7 +274,9 @@ class Daemon(Foundation):
             stills=stills,
             operations=self.operations,
             lxd=rsync,
-            live=live,
+            pools=self.pools,
+            locks=locks,
+            handovers=self.handovers,
         )
         self.volume_migration = VolumeMigration(
             host=self._host,

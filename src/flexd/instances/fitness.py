@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which instances are started so that their running state can be saved, and moved to another server; pure.
 
-docs/decisions/0015-live-migration.md says what that changes for them, and why it is the default."""
+docs/decisions/0018-live-migration.md says what that changes for them, and why it is the default."""
 
 from collections.abc import Mapping
 

@@ -3,13 +3,19 @@
 
 from __future__ import annotations
 
-from flexd.cli.command import TARGET, Command, Positional
+import sys
+
+from flexd.cli.command import TARGET, Command, Option, Positional
 from flexd.cli.commands.rename import rename_instance
 from flexd.cli.copying import COMMON_OPTIONS, changed_devices, profiles_of, send_instance, split_target
 from flexd.cli.errors import UsageError
 from flexd.cli.instance import INSTANCE
 from flexd.cli.keyvalue import apply_changes, parse_pairs
 from flexd.client.client import path_of
+from flexd.client.errors import ClientError
+
+# How long a clean stop may take when it is moved with one.
+_STOP_S = 60
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,6 +57,8 @@ def _send(context: Context, args: Arguments, new_remote: str, new_name: str) -> 
     client, source = context.resolve(args.source)
     found = client.get(path_of("instances", source))
     running = found["status"] != "Stopped"
+    if args.live and args.live not in ("yes", "auto"):
+        raise UsageError(f'Invalid value "{args.live}" for --live: expected --live or --live=auto')
     if running and args.stateless:
         raise UsageError(f'Instance "{source}" is running: stop it before it is moved without its state')
     body = {
@@ -64,9 +72,34 @@ def _send(context: Context, args: Arguments, new_remote: str, new_name: str) -> 
         "profiles": profiles_of(args, found),
         "ephemeral": found["ephemeral"],
     }
-    send_instance(context, args, new_remote, found, body, live=running)
-    if not running:
-        context.perform(client, "DELETE", path_of("instances", source))
+    try:
+        send_instance(context, args, new_remote, found, body, live=running)
+    except ClientError as error:
+        if not running or args.live != "auto" or client.get(path_of("instances", source))["status"] != "Running":
+            raise
+        print(f"Not moved while it runs: {error}", file=sys.stderr)
+        print("Moving it with a short stop instead", file=sys.stderr)
+        _send_nearly_live(context, args, new_remote, found, body)
+    # One that was moved while it ran stays behind stopped, and does not start again.
+    context.perform(client, "DELETE", path_of("instances", source))
+
+
+def _send_nearly_live(
+    context: Context, args: Arguments, new_remote: str, found: dict[str, Any], body: dict[str, Any]
+) -> None:
+    """Most of its files while it runs; then it stops, the rest follows, and it starts there."""
+    client, source = context.resolve(args.source)
+    state = path_of("instances", source, "state")
+    send_instance(context, args, new_remote, found, body, live=False)
+    context.perform(client, "PUT", state, {"action": "stop", "timeout": _STOP_S, "force": False})
+    try:
+        args.refresh = True
+        send_instance(context, args, new_remote, found, body, live=False)
+        target = context.client(new_remote)
+        context.perform(target, "PUT", path_of("instances", body["name"], "state"), {"action": "start", "timeout": -1})
+    except BaseException:
+        context.perform(client, "PUT", state, {"action": "start", "timeout": -1})
+        raise
 
 
 def _change(context: Context, args: Arguments, name: str) -> None:
@@ -88,12 +121,21 @@ COMMAND = Command(
     _run,
     "[<remote>:]<instance>[/<snapshot>] [<remote>:][<instance>[/<snapshot>]]",
     [Positional("source", completes="instance"), Positional("target_name", "?")],
-    [*COMMON_OPTIONS, TARGET],
+    [
+        *COMMON_OPTIONS,
+        Option(
+            "--live",
+            default="",
+            bare="yes",
+            help="While it runs, which is what is tried anyway; --live=auto: with a short stop if that cannot be",
+        ),
+        TARGET,
+    ],
     details="On another server it is the same instance, with its addresses; it goes here when all of it is there.",
     examples=[
         ("flexc move web www", "The same as flexc rename"),
         ("flexc move web --storage fast", "To another pool"),
-        ("flexc move web host2:", "To another server"),
+        ("flexc move web host2:", "To another server; if it runs, it goes on running there"),
     ],
     aliases=["mv"],
 )

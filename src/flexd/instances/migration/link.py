@@ -127,6 +127,13 @@ class FarChannel:
         return self._websocket.close_code in (None, 1006)
 
 
+def _address(operation: str) -> str:
+    parts = urlsplit(operation)
+    if parts.scheme != "https" or not parts.hostname or _OPERATION.fullmatch(parts.path) is None:
+        raise BadRequest(f'Invalid migration operation "{operation}": expected https://HOST/1.0/operations/ID')
+    return parts.netloc
+
+
 def _fingerprint(certificate: str) -> bytes:
     try:
         return hashlib.sha256(ssl.PEM_cert_to_DER_cert(certificate)).digest()

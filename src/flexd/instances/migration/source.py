@@ -20,6 +20,7 @@ from flexd.api.storage_volume import StorageVolumePostTarget
 from flexd.host.contract import Host
 from flexd.instances.lifecycle import Lifecycle
 from flexd.instances.metadata import MetadataDocuments
+from flexd.instances.migration.handovers import Handovers
 from flexd.instances.migration.link import Far
 from flexd.instances.migration.live import LiveSource
 from flexd.instances.migration.meter import Meter
@@ -31,7 +32,9 @@ from flexd.instances.migration.trees import receive_listing, send_tree
 from flexd.instances.record import InstanceRecord, SnapshotRecord
 from flexd.instances.registry import Registry
 from flexd.instances.stills import Still, Stills
+from flexd.operations.locks import Locks
 from flexd.operations.operations import Operation, Operations
+from flexd.storage.pools import Pools
 
 Target = InstancePostTarget | StorageVolumePostTarget | None
 
@@ -62,9 +65,13 @@ class MigrationSource:
         stills: Stills,
         operations: Operations,
         lxd: Rsync,
-        live: LiveSource,
+        pools: Pools,
+        locks: Locks,
+        handovers: Handovers,
     ) -> None:
-        self._live = live
+        self._live = LiveSource(
+            host=host, registry=registry, lifecycle=lifecycle, pools=pools, locks=locks, handovers=handovers
+        )
         self._host = host
         self._registry = registry
         self._lifecycle = lifecycle

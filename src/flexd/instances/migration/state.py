@@ -89,7 +89,7 @@ def _told(message: bytes) -> File:
 
 
 def _files(images: Path) -> list[tuple[str, Path]]:
-    found = [path for path in (*images.iterdir(), *(images / "criu").iterdir()) if path.is_file()]
+    found = [path for path in (*images.glob("*"), *images.glob("criu/*")) if path.is_file()]
     return [(str(path.relative_to(images)), path) for path in sorted(found) if not _LEFT_OUT.fullmatch(path.name)]
 
 
