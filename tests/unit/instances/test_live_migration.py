@@ -197,7 +197,7 @@ async def test_a_target_killed_in_doubt_knows_after_its_restart(a: House, b: Hou
         await resume(record)  # type: ignore[arg-type]
 
     b.daemon.arriving._own = stop  # type: ignore[method-assign,assignment]
-    source, sink = await _begin(a, b, Scissors())
+    _source, sink = await _begin(a, b, Scissors())
     await handed.wait()
     assert a.daemon.instances.show(PROJECT, "c1").config[AWAY]
     b.runtime.end("c1")  # what waits ends with the daemon
