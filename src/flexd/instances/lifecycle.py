@@ -66,23 +66,6 @@ class _Live:
         self.task: asyncio.Task[None] | None = None
 
 
-class Leaving:
-    """A container that stands still, on its way to another server."""
-
-    def __init__(self, lifecycle: "Lifecycle", record: InstanceRecord, live: _Live, dump: Dump) -> None:
-        self._lifecycle, self._record, self._live, self._dump = lifecycle, record, live, dump
-
-    async def stay(self) -> None:
-        await self._dump.resume()
-
-    async def go(self) -> None:
-        """It runs elsewhere: end it, without a word to its peers."""
-        self._live.asked = "stop"
-        await self._lifecycle.sever(self._record)
-        await self._dump.finish()
-        await self._live.ended.wait()
-
-
 class Lifecycle:
     """Owns the set of running containers."""
 
@@ -349,13 +332,17 @@ class Lifecycle:
 
     # --- stop ---
 
-    async def leave(self, record: InstanceRecord, images: Path) -> "Leaving":
+    async def leave(self, record: InstanceRecord, images: Path) -> Dump:
         """Save it for another server; it stands still until it is known whether it goes. The lock is held."""
-        live = self._live[record.storage_name]
-        return Leaving(self, record, live, await self.saving.dump(record, live.container, images))
+        return await self.saving.dump(record, self._live[record.storage_name].container, images)
 
-    async def sever(self, record: InstanceRecord) -> None:
+    async def gone(self, record: InstanceRecord, dump: Dump) -> None:
+        """It runs elsewhere: end it, without a word to its peers."""
+        live = self._live[record.storage_name]
+        live.asked = "stop"
         await self._actions.sever(record)
+        await dump.finish()
+        await live.ended.wait()
 
     async def _save_and_stop(self, record: InstanceRecord) -> None:
         """With its state, which is where a stateful start goes on; it runs on if that cannot be saved."""

@@ -13,7 +13,7 @@ import pytest
 from flexd.api.errors import BadRequest, Conflict, FlexdError, Forbidden
 from flexd.api.idmap import IdMap
 from flexd.api.instance import InstancePost, InstanceSource, InstancesPost
-from flexd.api.instance_snapshot import InstanceSnapshotPost, InstanceSnapshotsPost
+from flexd.api.instance_snapshot import InstancePostTarget, InstanceSnapshotPost, InstanceSnapshotsPost
 from flexd.instances.migration.messages import decode_header, encode_header
 from flexd.operations.contract import Plan, Step
 from flexd.operations.operations import Operation
@@ -243,8 +243,9 @@ async def test_what_is_refused_at_once(a: House, b: House) -> None:
         with pytest.raises(BadRequest, match=said):
             await b.daemon.instances.create(PROJECT, InstancesPost(name="c1", source=source))
     await a.act("start")
-    with pytest.raises(BadRequest, match="it is running, and live migration is not possible here"):
-        a.daemon.migration_source.start(PROJECT, "c1", InstancePost(migration=True, live=True))
+    target = InstancePostTarget(operation=f"https://198.18.1.1/1.0/operations/{'0' * 36}")
+    with pytest.raises(BadRequest, match="one that runs is pulled by its target"):
+        a.daemon.migration_source.start(PROJECT, "c1", InstancePost(migration=True, live=True, target=target))
 
 
 async def test_a_secret_opens_its_channel_once(a: House) -> None:
