@@ -14,7 +14,17 @@ from flexd.host.contract import CgroupLayout, Features, HostError, SubordinateRa
 from flexd.host.fake.recorder import Recorder
 from flexd.host.missing import missing
 
-_PROGRAMS = ("lxc-start", "dnsmasq", "nft", "tar", "unsquashfs", "mksquashfs", "rsync")
+_PROGRAMS = (
+    "lxc-start",
+    "dnsmasq",
+    "nft",
+    "tar",
+    "unsquashfs",
+    "mksquashfs",
+    "rsync",
+    "btrfs",
+    "mmdebstrap",
+)
 _CGROUPS = Path("/sys/fs/cgroup")
 _CONTROLLERS = ("cgroup", "cpu", "cpuset", "hugetlb", "io", "memory", "pids")
 
