@@ -5,6 +5,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -37,9 +38,9 @@ class Town:
 
     async def rows(self, *words: str, status: int = 0) -> dict[str, dict[str, Any]]:
         """Of the report, by instance."""
-        process = await self.say(*words, "--mode", "relay", "-f", "json")
+        process = await self.say(*words, "-f", "json")
         out, err = await asyncio.to_thread(process.communicate)
-        assert process.returncode == status, err.decode()
+        assert process.returncode == status, out.decode() + err.decode()
         return {row["instance"]: row for row in json.loads(out)}
 
     def evacuate(self, *words: str, status: int = 0) -> Any:
@@ -61,6 +62,12 @@ class Town:
         }
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @pytest.fixture
 async def town(tmp_path: Path, blockbuster: BlockBuster) -> AsyncIterator[Town]:
     async with house(tmp_path / "a") as a, house(tmp_path / "b") as b:
@@ -69,16 +76,17 @@ async def town(tmp_path: Path, blockbuster: BlockBuster) -> AsyncIterator[Town]:
             home.host.processes.harmless.add(sys.executable)
             blockbuster.deactivate()
             await home.daemon.serve(tmp_path / f"{name}.socket", "root")
+            await home.daemon.config.update({"core.https_address": f"127.0.0.1:{free_port()}"})
             blockbuster.activate()
             added = await made.say("remote", "add", name, f"unix://{tmp_path / name}.socket")
             assert await asyncio.to_thread(added.communicate) == (b"", b"")
         yield made
 
 
-async def populate(home: House, count: int) -> None:
-    """Running ones that do not go live, c1 before c2."""
+async def populate(home: House, count: int, *, live: bool = False) -> None:
+    """Running ones, c1 before c2."""
     for number in range(1, count + 1):
-        config = {"boot.stop.priority": str(-number), "migration.stateful": "false"}
+        config = {"boot.stop.priority": str(-number), "migration.stateful": str(live).lower()}
         await home.create(f"c{number}", config=config)
         await home.act("start", f"c{number}")
 
@@ -101,11 +109,12 @@ async def test_there_and_back(town: Town) -> None:
     assert town.marks() == {}
 
 
+@pytest.mark.parametrize("live", [False, True])
 @pytest.mark.parametrize("arrived", [0, 1, 2])
-async def test_killed_and_said_again(town: Town, arrived: int) -> None:
+async def test_killed_and_said_again(town: Town, arrived: int, live: bool) -> None:
     """Whatever was under way: each instance is on one server at the end, and runs."""
-    await populate(town.a, 3)
-    words = ("evacuate", "a:", "--to", "b:", "--force", "--parallel", "1", "--mode", "relay")
+    await populate(town.a, 3, live=live)
+    words = ("evacuate", "a:", "--to", "b:", "--force", "--parallel", "1")
     process = await town.say(*words)
     while process.poll() is None and len(town.states()[1]) <= arrived:
         await asyncio.sleep(0.005)
@@ -145,3 +154,22 @@ async def test_a_failure_on_the_way_lets_it_run_on_where_it_was(town: Town) -> N
     assert "no space left" in rows["c1"]["error"]
     assert town.states() == ({"c1": RUNNING}, {})
     assert town.marks() == {}
+
+
+async def test_live_there_and_back(town: Town) -> None:
+    """One goes live; one may and cannot, so that it goes with a stop, and it is told why; one has to and cannot."""
+    for name, policy in (("live", "auto"), ("reluctant", "auto"), ("proud", "live-migrate")):
+        await town.a.create(name, config={"cluster.evacuate": policy})
+        await town.a.act("start", name)
+    for name in ("reluctant", "proud"):
+        town.a.runtime.unsavable[name] = "it holds a lock"
+    rows = await town.evacuate(status=1)
+    assert town.states() == ({"proud": RUNNING}, {"live": RUNNING, "reluctant": RUNNING})
+    actions = {name: row["action"] for name, row in rows.items()}
+    assert actions == {"live": "live-migrate", "reluctant": "migrate", "proud": "live-migrate"}
+    assert "it holds a lock" in rows["reluctant"]["note"]
+    assert "it holds a lock" in rows["proud"]["error"]
+    rows = await town.rows("restore", "a:")
+    assert town.states() == ({"proud": RUNNING, "live": RUNNING, "reluctant": RUNNING}, {})
+    assert town.marks() == {}
+    assert rows["live"]["action"] == "live-migrate"

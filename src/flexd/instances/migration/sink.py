@@ -454,13 +454,13 @@ def _is_kept(key: str) -> bool:
 
 
 def _kept(post: InstancesPost) -> Config:
-    """What describes it wherever it is: its image, its interfaces' addresses and names."""
+    """What describes it wherever it is: its image, its interfaces' addresses and names, where it was evacuated from."""
     kept = {key: value for key, value in portable_config(post.config).items() if _is_kept(key)}
     named = ("volatile.base_image",)
     return {
         key: value
         for key, value in kept.items()
-        if key.startswith("image.") or key in named or key.endswith((".hwaddr", ".name"))
+        if key.startswith(("image.", "volatile.evacuate.")) or key in named or key.endswith((".hwaddr", ".name"))
     }
 
 
