@@ -163,7 +163,9 @@ class LiveSource:
         finally:
             await asyncio.to_thread(shutil.rmtree, images, ignore_errors=True)
         # From here on it is the target's, whatever happens.
-        await asyncio.shield(asyncio.create_task(self._go(peer, self._lifecycle.gone(record, leaving), offer.running.token)))
+        await asyncio.shield(
+            asyncio.create_task(self._go(peer, self._lifecycle.gone(record, leaving), offer.running.token))
+        )
 
     async def _go(self, peer: Peer, going: Coroutine[Any, Any, None], token: str) -> None:
         with contextlib.suppress(MigrationFailed):  # a target that does not hear it asks

@@ -3,6 +3,7 @@
 
 import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def explain(errors: Iterable[str]) -> str:
 
 def find(init: int, config: str) -> list[Obstacle]:
     """All at once, of the processes as they are now; `config` is what liblxc started it with."""
-    found = {obstacle.what: obstacle for obstacle in _unfit(config)}
+    found = {obstacle.what: obstacle for obstacle in (*_missing_programs(), *_unfit(config))}
     own = _namespaces(init)
     pids = watches.processes(init)
     for obstacle in _strays(pids):
@@ -67,6 +68,13 @@ def find(init: int, config: str) -> list[Obstacle]:
         remedy = "restart the instance, which as one fit for migration starts services without credentials"
         found.setdefault(what, Obstacle(what, remedy))
     return list(found.values())
+
+
+def _missing_programs() -> Iterator[Obstacle]:
+    """CRIU reads and writes the packet filter of a network namespace by these, also where there is none."""
+    for program, package in (("iptables-save", "iptables"), ("ip", "iproute2")):
+        if shutil.which(program) is None:
+            yield Obstacle(f"this host has no {program}, which CRIU calls", f"install the package {package}")
 
 
 def _unfit(config: str) -> Iterator[Obstacle]:
