@@ -39,6 +39,7 @@ _MEANINGS = (
     ("anon_inode:[io_uring]", "a process uses io_uring; stop it"),
     ("unsupported", "a file system is mounted inside that cannot be saved; unmount it"),
     ("Can't dump ghost file", "a file that was deleted but is open is too large to be carried; close it"),
+    ("ctty inheritance detected", "an interactive shell is open on the console; leave it"),
     ("is outside of its pid namespace", "a process is in the session of a command that was run from outside; end it"),
     ("CPU", "the processor here lacks what the programs were started with"),
 )  # fmt: skip
