@@ -146,7 +146,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-async def _devices(host: Host, runtime: Runtime, directory: Path) -> tuple[Devices, Hotplug]:
+async def _devices(host: Host, runtime: Runtime, directory: Path) -> tuple[Devices, Hotplug, Journal]:
     mirror, locks, events = MemoryMirror(), Locks(), Events()
     journal = await Journal.open(directory / "journal.db")
     pools = Pools(host=host, mirror=mirror, journal=journal, locks=locks, events=events, directory=directory / "pools")
@@ -156,7 +156,7 @@ async def _devices(host: Host, runtime: Runtime, directory: Path) -> tuple[Devic
         host=host, mirror=mirror, projects=projects, locks=locks, events=events, directory=directory / "networks"
     )
     hotplug = Hotplug(host)
-    return Devices(Parts(host, pools, networks, runtime, hotplug, Keeper(), daemon_id(directory))), hotplug
+    return Devices(Parts(host, pools, networks, runtime, hotplug, Keeper(), daemon_id(directory))), hotplug, journal
 
 
 def _fake_host(directory: Path) -> FakeHost:
@@ -190,11 +190,12 @@ async def fake_bench(directory: Path) -> AsyncIterator[Bench]:
     for name in ("null", "loop"):
         (directory / name).touch()
     make_root(directory / "root", busybox=None)
-    devices, hotplug = await _devices(host, runtime, directory)
+    devices, hotplug, journal = await _devices(host, runtime, directory)
     container = await runtime.start(_spec(directory))
     host.cgroups.make(container.cgroup)
     yield Bench(host, runtime, devices, container, directory)
     await hotplug.close()
+    await journal.close()
     await host.close()
 
 
@@ -209,7 +210,7 @@ async def real_bench(directory: Path) -> AsyncIterator[Bench]:
     host = LinuxHost()
     runtime = LxcRuntime(host=host, directory=directory / "containers", log_directory=directory / "logs")
     _make_real(directory)
-    devices, hotplug = await _devices(host, runtime, directory)
+    devices, hotplug, journal = await _devices(host, runtime, directory)
     await host.links.create_bridge(BRIDGE, hwaddr="00:16:3e:00:09:00")
     await host.links.set_addresses(BRIDGE, ["198.18.40.1/24"])
     await host.links.set_up(BRIDGE)
@@ -220,6 +221,7 @@ async def real_bench(directory: Path) -> AsyncIterator[Bench]:
     finally:
         await runtime.kill(container)
         await hotplug.close()
+        await journal.close()
         await runtime.close()
         for link in (BRIDGE, CARD, CARD_PEER, HOST_END):
             await host.links.delete(link)
