@@ -39,9 +39,9 @@ def looking_at(host: LinuxHost, *places: Path) -> LinuxCriu:
     [
         ("3.17.1", "6.18.44-fc", False),
         ("3.17.1", "6.1.0-30-amd64", False),
-        ("4.1.1", "6.12.107+deb13-amd64", True),
-        ("4.1.1", "6.15.9", True),
+        ("4.1.1", "6.12.107+deb13-amd64", False),
         ("4.1.1", "6.16.0", False),
+        ("4.2.1", "6.12.107+deb13-amd64", True),
         ("4.1.1", "7.3.4", False),
         ("4.2", "6.16", True),
         ("4.2.1", "6.18.44-fc", True),
