@@ -123,9 +123,10 @@ class Session:
         self._detached = False
 
     def connect(self, secrets: Mapping[str, str]) -> None:
-        """Open every websocket of the operation; the server starts the command when all of them are there."""
-        for name, secret in secrets.items():
-            self._sockets[name] = self._client.websocket(f"{self._path}/websocket", {"secret": secret})
+        """Open every websocket of the operation; the server starts the command when all but `control` are there."""
+        # So `control` comes first: after the others a short command may have ended, and its secrets with it.
+        for name in sorted(secrets, key=lambda name: name != "control"):
+            self._sockets[name] = self._client.websocket(f"{self._path}/websocket", {"secret": secrets[name]})
             self._sockets[name].set_blocking(False)
 
     def feed(self, name: str, fd: int, keys: Callable[[bytes], bytes | None] | None = None) -> None:

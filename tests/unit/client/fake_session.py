@@ -8,11 +8,12 @@ from typing import Any
 
 from aiohttp import WSMsgType, web
 
-from tests.unit.client.fake_server import FakeServer, background, envelope, operation
+from tests.unit.client.fake_server import FakeServer, background, envelope, failure, operation
 
 
 class FakeSession:
-    """The websockets of one operation. `script` runs when all are connected and returns the exit status."""
+    """The websockets of one operation. `script` returns the exit status; it runs when all but `control` are connected,
+    as LXD's command does, and who comes after its end is refused."""
 
     def __init__(self, server: FakeServer, path: str, script: "Script") -> None:
         self.request: dict[str, Any] = {}
@@ -49,21 +50,28 @@ class FakeSession:
     async def _post(self, request: web.Request) -> web.Response:
         self.request = await request.json()
         names = ("0", "control") if self.request.get("interactive", True) else ("0", "1", "2", "control")
-        self._wanted = set(names)
+        self._wanted = set(names) - {"control"}
         self._ready = asyncio.Event()
         self._done = asyncio.get_running_loop().create_future()
         asyncio.get_running_loop().create_task(self._play())
         state = operation("session", status_code=103, metadata={"fds": {name: f"secret-{name}" for name in names}})
         return background({**state, "class": "websocket"})
 
-    async def _websocket(self, request: web.Request) -> web.WebSocketResponse:
+    @property
+    def connected(self) -> list[str]:
+        """Names of the websockets, in the order in which they came."""
+        return list(self._sockets)
+
+    async def _websocket(self, request: web.Request) -> web.StreamResponse:
+        assert self._done is not None
+        if self._done.done():
+            return failure(403, "not authorized")
         name = request.query["secret"].removeprefix("secret-")
         socket = web.WebSocketResponse(max_msg_size=0)
         await socket.prepare(request)
         self._sockets[name] = socket
         assert self._ready is not None
-        assert self._done is not None
-        if set(self._sockets) == self._wanted:
+        if self._wanted <= set(self._sockets):
             self._ready.set()
         await asyncio.wait([self._done])
         if name in ("0", "1", "2") and not socket.closed:

@@ -73,6 +73,21 @@ def test_streams_and_status(server: FakeServer, client: Client) -> None:
     assert (session.request["width"], session.request["height"]) == (0, 0)
 
 
+def test_a_command_that_ends_as_soon_as_it_may(server: FakeServer, client: Client) -> None:
+    """The server waits for the streams, not for `control`: that must be there before the command can have ended."""
+
+    async def script(session: FakeSession) -> int:
+        started_with.extend(session.connected)
+        await session.end("1")
+        await session.end("2")
+        return 5
+
+    started_with: list[str] = []
+    FakeSession(server, EXEC, script)
+    assert run(client, b"") == (5, b"", b"")
+    assert started_with == ["control", "0", "1", "2"]
+
+
 def test_more_than_every_buffer_both_ways_at_once(server: FakeServer, client: Client) -> None:
     """Each side has something to write while the other writes: nobody may wait for the other."""
     content = os.urandom(4_000_000)
