@@ -160,13 +160,15 @@ class Operation:
         return await asyncio.shield(self._channels[name])
 
     def connect(self, secret: str, channel: Channel) -> None:
-        """Hand over a client's websocket; Forbidden for a secret that is wrong or was used."""
+        """Hand over a client's websocket; Forbidden for a secret that is wrong or was used. Whoever comes when the
+        operation has ended already (a short command, a slow client) is let in, and finds nothing there."""
         if self.kind != "websocket":
             raise BadRequest("Only websocket operations can be connected")
         name = self._secrets.pop(secret, None)
-        if name is None or self.finished:
+        if name is None:
             raise Forbidden("The operation's secret is wrong or was used already")
-        self._channels[name].set_result(channel)
+        if not self.finished:
+            self._channels[name].set_result(channel)
 
     def _begin(self, run: Run | None) -> None:
         self._publish()
@@ -204,7 +206,6 @@ class Operation:
     def _end(self, status: str, err: str = "") -> None:
         self.err = err
         self.may_cancel = False
-        self._secrets.clear()
         for future in self._channels.values():
             future.cancel()
         self._set_status(status)

@@ -286,12 +286,16 @@ async def test_channels_are_opened_by_their_secret_once(operations: Operations) 
     assert operation.metadata["same"] is True
 
 
-async def test_channels_of_an_ended_operation_are_closed_to_all(operations: Operations) -> None:
+async def test_who_comes_after_the_end_is_let_in_once_and_given_to_nobody(operations: Operations) -> None:
     operation = operations.start("websocket", "", "default", {}, succeed)
     secret = operation.expect_channel("0")
     await ended(operation)
-    with pytest.raises(Forbidden):
-        operation.connect(secret, FakeChannel())
+    operation.connect(secret, FakeChannel())
+    with pytest.raises(asyncio.CancelledError):
+        await operation.channel("0")
+    for other in (secret, "wrong"):
+        with pytest.raises(Forbidden):
+            operation.connect(other, FakeChannel())
 
 
 async def test_a_task_has_no_channels(operations: Operations) -> None:
