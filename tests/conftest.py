@@ -12,14 +12,10 @@ from tests import kernel
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What needs a network is skipped on a kernel that has lost them: it would hang for ever."""
-    needing = [item for item in items if kernel.needs_network(item.path, _parameters(item))]
+    needing = [item for item in items if kernel.needs_network(item.path, item.name)]
     reason = kernel.stuck() if needing else ""
     for item in needing if reason else ():
         item.add_marker(pytest.mark.skip(reason=reason))
-
-
-def _parameters(item: pytest.Item) -> str:
-    return item.callspec.id if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ""
 
 
 @pytest.fixture(autouse=True, scope="session")
