@@ -73,7 +73,7 @@ def test_copies(clean: Hosts, command: str, mode: str) -> None:
     person.flexc("restore", "b:c2", "s0")
     assert pull(person, "b:c2/etc/then") == "zero"
     person.run(command, "start", "b:c2")
-    owner = person.run(command, "exec", "b:c2", "--", "stat", "-c", "%u:%g", "/etc/now").stdout
+    owner = person.run(command, "exec", "b:c2", "--", "stat", "-c", "%u:%g", "/etc/then").stdout
     assert owner.strip() == "0:0"
     assert a.instances() == {"c1": "Stopped"}
     assert b.instances() == {"c2": "Running"}
