@@ -26,6 +26,9 @@ BY_PROJECT = (
 )
 # Of those below the project also decides what is seen.
 SEEN_BY_PROJECT = ("/1.0/events", "/1.0/networks")
+# An operation's identifier names its project, too, and its routes look at that. Clients don't name it again:
+# Debian's `lxc` opens websockets without.
+NAMED_BY_IDENTIFIER = "/1.0/operations/{id}"
 _VOLUMES = "/1.0/storage-pools/{pool}/volumes"
 _FEATURES: Mapping[str, Feature] = {"/1.0/images": "images", "/1.0/profiles": "profiles"}
 _READ = frozenset({"GET", "HEAD"})
@@ -80,6 +83,8 @@ def check(caller: Caller, path: str, method: str, *, for_strangers: bool, metric
 def check_project(caller: Caller, path: str, method: str, project: str, *, named: bool, all_projects: bool) -> None:
     """`project` is the one of the request, `named` there or the default one."""
     if not caller.restricted or project in caller.projects:
+        return
+    if not named and _is_below(path, NAMED_BY_IDENTIFIER):
         return
     if all_projects and not named and method in _READ and path in ACROSS_PROJECTS:
         return

@@ -106,6 +106,11 @@ def test_projects_of_a_restricted_certificate() -> None:
     for path in ("/1.0/events", "/1.0/networks", "/1.0/networks/{name}/leases"):
         assert project_may(path, "p", named=True)
         assert not project_may(path, "default", named=False)
+    # An identifier names the project; the routes look at that. One that is named must fit all the same.
+    for path in ("/1.0/operations/{id}", "/1.0/operations/{id}/wait", "/1.0/operations/{id}/websocket"):
+        assert project_may(path, "default", named=False)
+        assert not project_may(path, "q", named=True)
+    assert not project_may("/1.0/operations", "default", named=False)
 
 
 def test_all_projects_is_for_lists_only() -> None:

@@ -56,6 +56,7 @@ class House:
             "id": [operation.id],
             "file": ["lxc.log"],
             "uuid": ["hidden"],
+            "token": ["hidden"],
         }
 
     async def _fill(self, project: str, name: str) -> None:
@@ -178,6 +179,18 @@ async def test_what_is_its_own_it_sees_and_changes(house: House):
     made = await remote.call("POST", "/1.0/profiles?project=mine", {"name": "new"})
     assert made.status == 201
     assert (await remote.call("DELETE", "/1.0/profiles/new?project=mine")).status == 200
+
+
+async def test_its_operations_need_no_project(house: House):
+    """As Debian's client asks for them; others' are refused, which nothing tells from a project that it may not use."""
+    remote = await house.remote("mine")
+    state = "/1.0/instances/own-i/state?project=mine"
+    own = (await remote.call("PUT", state, {"action": "stop", "force": True})).metadata["id"]
+    assert (await remote.call("GET", f"/1.0/operations/{own}/wait")).metadata["status"] == "Success"
+    assert (await remote.call("GET", f"/1.0/operations/{own}")).metadata["id"] == own
+    for method, path in (("GET", ""), ("GET", "/wait"), ("GET", "/websocket?secret=x"), ("DELETE", "")):
+        answer = await remote.call(method, f"/1.0/operations/{house.values['id'][0]}{path}")
+        assert (answer.status, answer.error) == (403, "not authorized"), path
 
 
 async def test_what_is_shared_with_it_it_uses_and_does_not_change(house: House):
