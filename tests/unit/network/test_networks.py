@@ -54,6 +54,7 @@ async def test_created_shown_and_listed(networks: Networks) -> None:
         locations=["none"],
         managed=True,
         name=NAME,
+        project="default",
         status="Created",
         type="bridge",
         used_by=[f"/1.0/instances/{NAME}-a", f"/1.0/instances/{NAME}-b"],
