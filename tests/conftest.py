@@ -11,9 +11,9 @@ from tests import kernel
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs a network is skipped on a kernel that has lost them: it would hang for ever."""
+    """What needs a network is skipped on a kernel that has crashed: it would hang for ever."""
     needing = [item for item in items if kernel.needs_network(item.path, item.name)]
-    reason = kernel.stuck() if needing else ""
+    reason = kernel.crashed() if needing else ""
     for item in needing if reason else ():
         item.add_marker(pytest.mark.skip(reason=reason))
 
