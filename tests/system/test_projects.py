@@ -220,6 +220,7 @@ def test_a_certificate_for_one_project(tiny: Machine, make: Make, far: Far):
         ("config", "device", "add", "there:mine", "d", "disk", "source=/", "path=/host", "--project", "pja"),
     ):
         assert far.lxc(*words, check=False).returncode != 0, words
+    far.flexc("remote", "add", "there", token(tiny, "tenant-too", "--restricted", "--projects", "pja"))
     assert far.flexc("list", "there:", "--all-projects", "-f", "csv", "-c", "n").stdout == "mine\n"
 
 
