@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import Literal
 
 from tests.bench.place import remove_cgroups
-from tests.system.machine import ApiError, Machine
+from tests.system.machine import ApiError, Machine, wait_until
 
 Daemon = Literal["flexd", "lxd"]
 PREFIX_LENGTH = 22
 _NETWORK = "198.18.44"
+_PORT = 8443
+_LISTEN = "0A"  # as /proc/net/tcp has it
 _PERSON = f"{_NETWORK}.250"
 # The bridge of every host: its link to the switch, and its instances' interfaces, are on one segment.
 LAN = "lan0"
@@ -82,7 +84,17 @@ class Host(Machine):
 
     def serve(self) -> None:
         """Be reachable from the switch."""
-        self.call("PATCH", "/1.0", {"config": {"core.https_address": f"{self.address}:8443"}})
+        self.call("PATCH", "/1.0", {"config": {"core.https_address": f"{self.address}:{_PORT}"}})
+
+    def restart(self, number: int = signal.SIGTERM) -> None:
+        """The daemon answers on its socket a little before it is ready, which it is when it listens here, too."""
+        super().restart(number)
+        if self.get("/1.0")["config"].get("core.https_address"):
+            wait_until(self._listens)
+
+    def _listens(self) -> bool:
+        sockets = [line.split() for line in Path(f"/proc/{self._anchor.pid}/net/tcp").read_text().splitlines()[1:]]
+        return any(each[1].endswith(f":{_PORT:04X}") and each[3] == _LISTEN for each in sockets)
 
     def init(self, driver: str = "overlay") -> None:
         """A pool, and a profile whose instances sit on the segment."""
@@ -208,7 +220,7 @@ class Person:
             token = {
                 "client_name": command,
                 "fingerprint": made["fingerprint"],
-                "addresses": [f"{host.address}:8443"],
+                "addresses": [f"{host.address}:{_PORT}"],
                 "secret": made["secret"],
                 "expires_at": made.get("expiresAt", "0001-01-01T00:00:00Z"),
             }
